@@ -1,0 +1,155 @@
+"""What a method is: a frozen dataclass of hyper-parameters, a card, and one hook.
+
+A method names the sites it uses (`sites`) and answers at each of them with a Reduction or None (`reduce`). It sees the
+state through a View and never touches the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+from torch import Tensor
+
+from ..tokens import Reduction, Site
+
+Faithfulness = Literal["matches released code", "from the paper", "in the style of", "baseline"]
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The facts of a model that a method may need to place its sites."""
+
+    grid: tuple[int, int]
+    patch_size: int
+    vision_layers: int
+    feature_layer: int  # 0-based encoder layer whose output feeds the projector
+    llm_layers: int
+    has_cls: bool
+
+    @property
+    def patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class View(Protocol):
+    """The state at one site, as the engine shows it to a method. Batch dimension removed.
+
+    site: where we are. hidden [n, C]: the visual tokens there. At `vision_layer` and `projector` they begin with
+    `extra` encoder tokens that are no patch (CLS); elsewhere extra = 0.
+    tokens0: visual tokens that entered the LLM (llm sites) or patches of the image (before): the base of a ratio.
+    sequence [S, C], visual [n], text [t]: at llm_layer sites the whole sequence, the indices of the visual tokens in
+    it and those of the text tokens (prompt before and after the image).
+    anchors [n]: the patch (in the order of the grid, -1 for CLS) at which each token stands. sizes [n]: patches merged into each.
+    seed: int, for methods that draw at random.
+    """
+
+    site: Site
+    shape: ModelShape
+    hidden: Tensor
+    extra: int
+    tokens0: int
+    sequence: Tensor | None
+    visual: Tensor | None
+    text: Tensor | None
+    seed: int
+
+    @property
+    def anchors(self) -> Tensor: ...
+
+    @property
+    def sizes(self) -> Tensor: ...
+
+    def attention(self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous") -> Tensor:
+        """Post-softmax attention [heads, rows, keys], float32, computed from one layer's own q and k.
+
+        rows: "cls", "last", "text", "visual", "all" or an index tensor. Keys: every token of the layer (CLS + patches in
+        the encoder, the whole sequence in the LLM, causal mask and RoPE included).
+        of="previous": the layer that has just run (at `projector`: the feature layer; at llm_layer(k): layer k-1).
+        of="next": the parameters of the layer about to run, applied to the current hidden states.
+        Raises ValueError where there is no such layer or no CLS token.
+        """
+        ...
+
+    def keys(self) -> Tensor:
+        """k_proj output (bias included, unscaled) of the layer that has just run, [heads, n, d]. Encoder sites only."""
+        ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a visitor reads about a method. Sites as strings; parameters come from the dataclass fields."""
+
+    name: str  # key in the API, e.g. "fastervlm"
+    title: str
+    family: str
+    summary: str  # one sentence, plain words
+    sites: tuple[str, ...]
+    faithfulness: Faithfulness
+    paper: str | None = None  # "arXiv 2412.01818"
+    code: str | None = None  # "owner/name" of the released code
+    training_free: bool = True
+    needs: tuple[str, ...] = ()  # e.g. ("cls",)
+    deviations: tuple[str, ...] = ()  # where this differs from paper or released code, and known defects of that code
+    reported: str = ""  # what the paper reports, one line
+    order: int = 100  # place in lists
+
+
+def param(default, help: str, *, low=None, high=None, step=None, choices=None):
+    """A hyper-parameter: a dataclass field with a range that API, CLI and app check and show."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "step": step, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of all methods. Subclasses are frozen dataclasses with a class attribute `card`."""
+
+    card: ClassVar[Card]
+    positions: ClassVar[Literal["keep", "renumber"]] = "keep"  # RoPE positions after a drop inside the LLM
+
+    retention: float = param(0.25, "share of the visual tokens that is kept", low=0.01, high=1.0, step=0.01)
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            check(self.card.name, f, getattr(self, f.name))
+
+    def sites(self, shape: ModelShape) -> tuple[Site, ...]:
+        """The sites at which `reduce` is called, in the order of the pass. Raises ValueError if the model lacks one."""
+        raise NotImplementedError
+
+    def reduce(self, view: View) -> Reduction | None:
+        """The outcome at `view.site`, or None to leave the tokens alone."""
+        raise NotImplementedError
+
+    def image_side(self, shape: ModelShape) -> int | None:
+        """Side in pixels to which the input image is scaled before the vision tower; None leaves it alone."""
+        return None
+
+    def overhead_flops(self, site: Site, n: int, dim: int, shape: ModelShape) -> int:
+        """FLOPs of the method's own arithmetic at a site with n tokens of width dim (attention rows are booked by the engine)."""
+        return 0
+
+    def keep(self, n: int) -> int:
+        """How many of n tokens the retention asks for: rounded half to even, at least one."""
+        return max(1, round(self.retention * n))
+
+    def spec(self) -> dict:
+        """Name and hyper-parameters, JSON-ready; `resolve` reads it back."""
+        return {"method": self.card.name, **dataclasses.asdict(self)}
+
+
+def check(name: str, f: dataclasses.Field, value) -> None:
+    """Raise ValueError with the allowed range if `value` does not fit the field."""
+    meta = f.metadata
+    where = f"{name}: {f.name}"
+    if meta.get("choices") is not None and value not in meta["choices"]:
+        raise ValueError(f"{where}={value!r} is not one of {', '.join(map(str, meta['choices']))}")
+    if meta.get("low") is None and meta.get("high") is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
+        raise ValueError(f"{where} must be a number between {meta['low']} and {meta['high']}, got {value!r}")
+    if isinstance(f.default, int) and not isinstance(f.default, bool) and int(value) != value:
+        raise ValueError(f"{where} must be a whole number, got {value!r}")
+    if (meta["low"] is not None and value < meta["low"]) or (meta["high"] is not None and value > meta["high"]):
+        raise ValueError(f"{where}={value} is out of range; give a value between {meta['low']} and {meta['high']}")
