@@ -189,7 +189,8 @@ class _Asker:
         yes = self.coin() if yes is None else yes
         if yes and self.items:
             item = self.any(self.items)
-            return "existence", (item.thing if shape < 0.85 else None, item.colour if not 0.58 <= shape < 0.85 else None)
+            colour = None if 0.58 <= shape < 0.85 else item.colour
+            return "existence", (item.thing if shape < 0.85 else None, colour)
         hard = shape < 0.5 if hard is None else hard
         if hard and self.items:
             noun = self._near_miss()

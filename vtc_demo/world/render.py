@@ -63,25 +63,36 @@ def _shadow(alpha: Image.Image) -> Image.Image:
 
 
 @lru_cache(maxsize=512)
-def _ramp(colour: str, jitter: int) -> tuple[list[int], ...]:
-    """Three 256-entry tables from tone to channel. `jitter` in 0..7 shifts the colour by a few units."""
-    tables = []
+def _ramp(colour: str, jitter: int) -> bytes:
+    """Palette from tone to RGB, 768 bytes. `jitter` in 0..7 shifts the colour by a few units."""
+    tables, tone = [], np.arange(256)
     for channel, value in enumerate(COLOURS[colour]):
-        value = min(255, max(0, value + (6 if jitter >> channel & 1 else -6)))
-        tone = np.arange(256)
+        shift = 2 if colour == "white" else 6
+        value = min(255, max(0, value + (shift if jitter >> channel & 1 else -shift)))
         below = value * (0.12 + 0.88 * tone / _BASE)
         above = value + (255 - value) * (tone - _BASE) / 80
-        tables.append(np.clip(np.where(tone <= _BASE, below, above), 0, 255).astype(int).tolist())
-    return tuple(tables)
+        tables.append(np.where(tone <= _BASE, below, above))
+    return _palette(np.stack(tables, 1))
+
+
+def _palette(ramp: np.ndarray) -> bytes:
+    """Colours, float [256, 3], as palette bytes."""
+    return np.clip(ramp, 0, 255).astype(np.uint8).tobytes()
+
+
+def _paint(tone: Image.Image, palette: bytes) -> Image.Image:
+    """Colour a tone map (L) by palette. PIL's palette conversion is several times faster than three look-ups."""
+    indexed = tone.copy()
+    indexed.putpalette(palette)
+    return indexed.convert("RGB")
 
 
 def _paste_item(canvas: Image.Image, item: Item) -> None:
     left, top, right, _ = item.box
     art = sprite(item.thing, right - left)
     jitter = (left * 31 + top * 17 + right) // 3 % 8
-    paint = Image.merge("RGB", [art.tone.point(table) for table in _ramp(item.colour, jitter)])
     _paste_shadow(canvas, art.shadow, left, top)
-    canvas.paste(paint, (left, top), art.alpha)
+    canvas.paste(_paint(art.tone, _ramp(item.colour, jitter)), (left, top), art.alpha)
 
 
 def _paste_shadow(canvas: Image.Image, shadow: Image.Image, left: int, top: int) -> None:
@@ -212,8 +223,15 @@ def _noise(rng: np.random.Generator, size: int, cells: int) -> Image.Image:
 
 def _clouds(rng: np.random.Generator, size: int) -> Image.Image:
     cells = max(4, round(size / 42))
-    both = Image.blend(_noise(rng, size, cells), _noise(rng, size, 2 * cells), 0.36)
-    return both.point(_soft((np.arange(256) - 128) / 128, 2.1))
+    middle = 6 * cells  # both octaves meet here, so that only one image is enlarged to full size
+    both = Image.blend(_noise(rng, middle, cells), _noise(rng, middle, 2 * cells), 0.36)
+    return both.resize((size, size), Image.Resampling.BICUBIC).point(_soft((np.arange(256) - 128) / 128, 2.1))
+
+
+@lru_cache(maxsize=64)
+def _drift(size: int, variant: int) -> Image.Image:
+    """Slow change of brightness over the canvas, one of 32."""
+    return _noise(np.random.default_rng(variant), size, 4)
 
 
 _PATTERN = {"stripes": _stripes, "dots": _dots, "checks": _checks, "clouds": _clouds}
@@ -221,15 +239,14 @@ _PATTERN = {"stripes": _stripes, "dots": _dots, "checks": _checks, "clouds": _cl
 
 def _background(background: Background, size: int) -> Image.Image:
     rng = np.random.default_rng(background.seed)
-    tone = _noise(rng, size, 4)
+    tone = _drift(size, int(rng.integers(32)))
     if background.pattern in _PATTERN:
         tone = Image.blend(tone, _PATTERN[background.pattern](rng, size), 0.72)
     else:
         tone = tone.point([96 + v // 4 for v in range(256)])
     x, y = (int(v) for v in rng.integers(0, 64, 2))
     tone = Image.blend(tone, _grain(size).crop((x, y, x + size, y + size)), 0.16)
-    base, saturation = rng.uniform(58, 76), rng.uniform(0.12, 0.3)
+    base, saturation = rng.uniform(64, 84), rng.uniform(0.12, 0.3)
     colour = np.array(colorsys.hsv_to_rgb(background.hue, saturation, 1.0))
     colour /= colour @ (0.299, 0.587, 0.114)
-    ramp = np.clip(np.outer(colour, base + (np.arange(256) - 128) * 0.2), 0, 255).astype(int)
-    return Image.merge("RGB", [tone.point(table) for table in ramp.tolist()])
+    return _paint(tone, _palette(np.outer(base + (np.arange(256) - 128) * 0.2, colour)))
