@@ -335,7 +335,8 @@ def test_labels_agree_with_evidence(size):
         assert scene.items == () or not (labels["thing"] > 0)[~seen].any()
         assert labels["anchor"].sum() == len(scene.items)
         if scene.tag:
-            places = {i + 1 for i, char in enumerate(scene.tag.text) if char != "I"}  # an I can be too thin to own a patch
+            # An I can be too thin to own a patch.
+            places = {i + 1 for i, char in enumerate(scene.tag.text) if char != "I"}
             assert places <= set(labels["ordinal"][labels["ordinal"] > 0]) <= set(range(1, len(scene.tag.text) + 1))
 
 

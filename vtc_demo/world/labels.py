@@ -65,8 +65,7 @@ def dense_labels(scene: Scene) -> dict[str, np.ndarray]:
     for i in scene.seen:
         item = scene.items[i]
         rows, columns, count = _cover(scene, i)
-        wins = count > best[rows, columns] if i else count >= best[rows, columns]
-        wins |= (count == best[rows, columns]) & (out["thing"][rows, columns] == 0)
+        wins = count > best[rows, columns]
         best[rows, columns][wins] = count[wins]
         out["thing"][rows, columns][wins] = _THING[item.thing]
         out["colour"][rows, columns][wins] = _COLOUR[item.colour]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .labels import background_patches, item_patches, text_patches
-from .vocabulary import COLOURS, KINDS, PATTERNS, PLURALS, SIZES, THINGS, WORDS
+from .vocabulary import COLOURS, KINDS, PLURALS, THINGS, WORDS
 
 if TYPE_CHECKING:
     from .scene import Scene
@@ -184,6 +184,9 @@ class _Asker:
     def coin(self, chance: float = 0.5) -> bool:
         return self.rng.random() < chance
 
+    def applies(self, kind: str) -> bool:
+        return bool(self.relation(choice=False) if kind == "relation" else getattr(self, kind)())
+
     def existence(self, yes: bool | None = None, hard: bool | None = None) -> tuple:
         shape = self.rng.random()
         yes = self.coin() if yes is None else yes
@@ -235,7 +238,8 @@ class _Asker:
         return "counting", self.any(several if several and self.coin(0.65) else groups)[0]
 
     def relation(self, choice: bool | None = None) -> tuple | None:
-        choice = self.coin(0.35) if choice is None else choice
+        if choice is None:
+            choice = len(self.things) > 1 and self.coin(0.35)
         named = [item for item in self.items if self.pairs[item.thing, item.colour] == 1]
         options = [
             (a, b, axis)
@@ -280,18 +284,19 @@ def ask(
     if unknown := set(weights) - set(KINDS):
         raise ValueError(f"unknown question kinds: {', '.join(sorted(unknown))}; choose from: {', '.join(KINDS)}")
     asker = _Asker(scene, random.Random(int(rng.integers(1 << 62))))
-    kinds = [kind for kind, weight in weights.items() if weight > 0 and getattr(asker, kind)()]
+    kinds = [kind for kind, weight in weights.items() if weight > 0 and asker.applies(kind)]
     if not kinds and n > 0:
         raise ValueError("no question kind with a positive weight applies to this scene")
     out, seen = [], set()
     for kind in asker.rng.choices(kinds, [weights[k] for k in kinds], k=n) if n > 0 else ():
         for _ in range(6):
-            form = getattr(asker, kind)() or (getattr(asker, kind)(choice=False) if kind == "relation" else None)
+            form = getattr(asker, kind)()
             question = form and _question(scene, form, asker.any(PHRASINGS[form[0]]))
             if question and question.text not in seen:
                 break
-        if not question:
-            question = _question(scene, ("background",), PHRASINGS["background"][0])
+        if not question:  # several draws gave no pair that can be compared by "which"
+            form = asker.relation(choice=False)
+            question = _question(scene, form, asker.any(PHRASINGS[form[0]]))
         seen.add(question.text)
         out.append(question)
     return out
@@ -379,6 +384,3 @@ def truth(scene: Scene, text: str) -> Question | None:
     form = _parse(text)
     solved = form and _solve(scene, form)
     return Question(text, *solved) if solved else None
-
-
-__all__ = ["PATTERNS", "SIZES", "Question", "ask", "truth"]

@@ -213,7 +213,7 @@ def _checks(rng: np.random.Generator, size: int) -> Image.Image:
     for _ in range(2):
         wave = np.sin((np.arange(size) + rng.uniform(0, 2 * cell)) * np.pi / cell) * cell / 3
         axes.append(np.round(np.clip(wave, -1, 1) * 11).astype(np.int8))
-    return Image.fromarray((np.multiply.outer(axes[1], axes[0]) + np.int8(0)).view(np.uint8) ^ np.uint8(128))
+    return Image.fromarray(np.multiply.outer(axes[1], axes[0]).view(np.uint8) ^ np.uint8(128))
 
 
 def _noise(rng: np.random.Generator, size: int, cells: int) -> Image.Image:

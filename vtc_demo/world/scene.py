@@ -205,7 +205,7 @@ class Scene:
         return cls(
             items=tuple(items),
             tag=None if tag is None else Tag(**_fields("tag", tag, {"text", "x", "y"}, {"height"})),
-            background=Background(**_fields("background", back or {}, set(), {"pattern", "hue", "seed"})),
+            background=Background(**_fields("background", {} if back is None else back, set(), {"pattern", "hue", "seed"})),
             size=data.get("size", 336),
         )
 
