@@ -75,7 +75,8 @@ def _tag(rng: random.Random, size: int, boxes: list) -> Tag | None:
 
 def _item(rng: random.Random, size: int, things: list, colours: list, boxes: list) -> Item | None:
     thing, colour = rng.choice(things), rng.choice(colours)
-    big = rng.random() < 0.5
-    side = 2 * (rng.randint(30, 35 if size < 250 else 42) if big else rng.randint(18, 23))
-    spot = _spot(rng, size, side, side, boxes, 40)
-    return spot and Item(thing, colour, side, spot[0] + side // 2, spot[1] + side // 2)
+    small, big = 2 * rng.randint(18, 23), 2 * rng.randint(30, 35 if size < 250 else 42)
+    for side in (big, small) if rng.random() < 0.5 else (small,):  # where a big one does not fit, a small one may
+        if spot := _spot(rng, size, side, side, boxes, 40):
+            return Item(thing, colour, side, spot[0] + side // 2, spot[1] + side // 2)
+    return None

@@ -202,10 +202,11 @@ class Scene:
             raise ValueError(f"too many items: {len(data['items'])}, at most {MAX_ITEMS}")
         items = [Item(**_fields("item", one, {"thing", "colour", "size_px", "x", "y"}, set())) for one in data["items"]]
         tag, back = data.get("tag"), data.get("background")
+        back = {} if back is None else back
         return cls(
             items=tuple(items),
             tag=None if tag is None else Tag(**_fields("tag", tag, {"text", "x", "y"}, {"height"})),
-            background=Background(**_fields("background", {} if back is None else back, set(), {"pattern", "hue", "seed"})),
+            background=Background(**_fields("background", back, set(), {"pattern", "hue", "seed"})),
             size=data.get("size", 336),
         )
 
