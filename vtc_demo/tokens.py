@@ -8,14 +8,14 @@ provenance of every surviving token. Pure tensors; this file imports nothing els
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 SiteKind = Literal["input_image", "vision_layer", "projector", "llm_input", "llm_layer", "kv_cache"]
-SITE_ORDER = {k: i for i, k in enumerate(("input_image", "vision_layer", "projector", "llm_input", "llm_layer", "kv_cache"))}
+SITE_ORDER = {kind: i for i, kind in enumerate(get_args(SiteKind))}
 
 
 @dataclass(frozen=True, order=False)
@@ -76,7 +76,7 @@ class Reduction:
 
     @staticmethod
     def merge(anchor: Tensor, source: Tensor, target: Tensor, n: int, *, source_weight: Tensor, anchor_weight: Tensor):
-        """New token t = anchor_weight[t] * old[anchor[t]] + sum over i with target[i] = t of source_weight[i] * old[source[i]].
+        """new[t] = anchor_weight[t] * old[anchor[t]] + sum over target[i] = t of source_weight[i] * old[source[i]].
 
         anchor [m] old indices of the survivors; source [k] old indices merged away; target [k] in [0, m).
         """
@@ -131,8 +131,8 @@ class Reduction:
         return Reduction.from_dense(self.dense() @ earlier.dense(), anchor, self.soft or earlier.soft)
 
     def to(self, device) -> Reduction:
-        move = lambda t: None if t is None else t.to(device)  # noqa: E731
-        return Reduction(move(self.new), move(self.old), move(self.weight), self.m, self.n, move(self.anchor), self.soft)
+        moved = {k: getattr(self, k).to(device) for k in ("new", "old", "anchor")}
+        return replace(self, weight=None if self.weight is None else self.weight.to(device), **moved)
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ class Step:
 class Fate:
     """What became of every patch at one site. status [patches]: 0 dropped, 1 merged, 2 kept.
 
-    weight [patches]: the patch's largest share in a surviving token; home [patches]: the patch at which that token
-    stands (-1 if dropped).
+    weight [patches]: the patch's largest share in a surviving token (magnitude); home [patches]: the patch itself if
+    kept, else the patch at which that token stands (-1 if dropped, or if that token stands at no patch, as CLS does).
     """
 
     status: Tensor
@@ -196,25 +196,19 @@ class Trace:
     def fate(self, upto: Site | None = None) -> Fate:
         """Kept, merged or dropped, per patch, after site `upto`.
 
-        A patch is kept if a surviving token stands at it and draws on it; merged if another token draws on it.
+        A patch is kept if a surviving token stands at it and draws on it, merged if only tokens elsewhere draw on it.
         """
         total = self.product(upto)
-        share = total.dense()[:, self.extra :]  # [tokens, patches]
-        weight, token = share.max(0)
-        anchor = total.anchor - self.extra  # CLS: negative
-        alive = share.ne(0).any(0)
-        home = torch.where(alive, anchor[token], torch.full_like(token, -1))
-        columns = torch.arange(self.patches)
-        standing = torch.zeros(self.patches, dtype=torch.bool)
-        places = anchor[anchor >= 0]
-        standing[places] = True
-        stands = standing & alive & (share.new_zeros(self.patches).index_put_((places,), torch.tensor(1.0)) > 0)
-        own = torch.zeros(self.patches, dtype=torch.bool)
-        rows = torch.arange(total.m)[anchor >= 0]
-        own[places] = share[rows, places] != 0
-        status = torch.where(stands & own, 2, torch.where(alive, 1, 0))
-        home = torch.where(status == 2, columns, home)
-        return Fate(status, weight, home)
+        share = total.dense()[:, self.extra :].abs()  # [tokens, patches]; a share may be negative in a transform
+        place = (total.anchor - self.extra).clamp(min=-1)  # [tokens] patch at which each token stands, -1 for CLS
+        weight, token = share.max(0)  # [patches]
+        alive = weight > 0
+        kept = torch.zeros(self.patches, dtype=torch.bool)
+        placed = (place >= 0).nonzero().flatten()
+        kept[place[placed[share[placed, place[placed]] > 0]]] = True
+        home = torch.where(alive, place[token], -1)
+        home = torch.where(kept, torch.arange(self.patches), home)
+        return Fate(alive.long() + kept.long(), weight, home)
 
     def sizes(self) -> Tensor:
         """Number of patches that feed each current token, [tokens]."""

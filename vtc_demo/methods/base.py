@@ -7,7 +7,9 @@ state through a View and never touches the model.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any, ClassVar, Literal, Protocol
 
 from torch import Tensor
@@ -27,6 +29,7 @@ class ModelShape:
     feature_layer: int  # 0-based encoder layer whose output feeds the projector
     llm_layers: int
     has_cls: bool
+    vision_heads: int = 1  # only for counting FLOPs on head-wise keys
 
     @property
     def patches(self) -> int:
@@ -41,7 +44,8 @@ class View(Protocol):
     tokens0: visual tokens that entered the LLM (llm sites) or patches of the image (before): the base of a ratio.
     sequence [S, C], visual [n], text [t]: at llm_layer sites the whole sequence, the indices of the visual tokens in
     it and those of the text tokens (prompt before and after the image).
-    anchors [n]: the patch (in the order of the grid, -1 for CLS) at which each token stands. sizes [n]: patches merged into each.
+    anchors [n]: the patch (in the order of the grid, -1 for CLS) at which each token stands.
+    sizes [n]: patches merged into each.
     seed: int, for methods that draw at random.
     """
 
@@ -64,8 +68,8 @@ class View(Protocol):
     def attention(self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous") -> Tensor:
         """Post-softmax attention [heads, rows, keys], float32, computed from one layer's own q and k.
 
-        rows: "cls", "last", "text", "visual", "all" or an index tensor. Keys: every token of the layer (CLS + patches in
-        the encoder, the whole sequence in the LLM, causal mask and RoPE included).
+        rows: "cls", "last", "text", "visual", "all" or an index tensor. Keys: every token of the layer (CLS + patches
+        in the encoder, the whole sequence in the LLM, causal mask and RoPE included).
         of="previous": the layer that has just run (at `projector`: the feature layer; at llm_layer(k): layer k-1).
         of="next": the parameters of the layer about to run, applied to the current hidden states.
         Raises ValueError where there is no such layer or no CLS token.
@@ -102,7 +106,7 @@ def param(default, help: str, *, low=None, high=None, step=None, choices=None):
 
 
 @dataclass(frozen=True)
-class Method:
+class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses with a class attribute `card`."""
 
     card: ClassVar[Card]
@@ -112,22 +116,26 @@ class Method:
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
-            check(self.card.name, f, getattr(self, f.name))
+            object.__setattr__(self, f.name, check(self.card.name, f, getattr(self, f.name)))
 
+    @abstractmethod
     def sites(self, shape: ModelShape) -> tuple[Site, ...]:
         """The sites at which `reduce` is called, in the order of the pass. Raises ValueError if the model lacks one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def reduce(self, view: View) -> Reduction | None:
         """The outcome at `view.site`, or None to leave the tokens alone."""
-        raise NotImplementedError
 
     def image_side(self, shape: ModelShape) -> int | None:
         """Side in pixels to which the input image is scaled before the vision tower; None leaves it alone."""
         return None
 
     def overhead_flops(self, site: Site, n: int, dim: int, shape: ModelShape) -> int:
-        """FLOPs of the method's own arithmetic at a site with n tokens of width dim (attention rows are booked by the engine)."""
+        """FLOPs (2 per multiply-add) of the method's own arithmetic at a site with n tokens of width dim.
+
+        The weighted sum of a merge is included; attention rows and keys that the view computed are booked by the
+        engine. Sorting and averaging of scores count as nothing.
+        """
         return 0
 
     def keep(self, n: int) -> int:
@@ -139,17 +147,28 @@ class Method:
         return {"method": self.card.name, **dataclasses.asdict(self)}
 
 
-def check(name: str, f: dataclasses.Field, value) -> None:
-    """Raise ValueError with the allowed range if `value` does not fit the field."""
-    meta = f.metadata
-    where = f"{name}: {f.name}"
-    if meta.get("choices") is not None and value not in meta["choices"]:
-        raise ValueError(f"{where}={value!r} is not one of {', '.join(map(str, meta['choices']))}")
-    if meta.get("low") is None and meta.get("high") is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-        raise ValueError(f"{where} must be a number between {meta['low']} and {meta['high']}, got {value!r}")
-    if isinstance(f.default, int) and not isinstance(f.default, bool) and int(value) != value:
-        raise ValueError(f"{where} must be a whole number, got {value!r}")
-    if (meta["low"] is not None and value < meta["low"]) or (meta["high"] is not None and value > meta["high"]):
-        raise ValueError(f"{where}={value} is out of range; give a value between {meta['low']} and {meta['high']}")
+def check(name: str, f: dataclasses.Field, value):
+    """`value` in the plain type of field `f`; ValueError with what is allowed if it does not fit."""
+    where, low, high, choices = f"{name}: {f.name}", *(f.metadata.get(k) for k in ("low", "high", "choices"))
+    if choices is not None or isinstance(f.default, bool):
+        choices = choices or (True, False)
+        if value not in choices or type(value) is not type(f.default):
+            raise ValueError(f"{where}={value!r} is not one of {', '.join(map(str, choices))}")
+        return value
+    if not isinstance(f.default, int | float):
+        return value
+    allowed = bounds(low, high)
+    if isinstance(value, bool) or not isinstance(value, Real) or value != value:
+        raise ValueError(f"{where} must be a number, {allowed}; got {value!r}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise ValueError(f"{where}={value} is out of range; it must be {allowed}")
+    if isinstance(f.default, int) and value % 1 != 0:  # also refuses infinity, whose remainder is nan
+        raise ValueError(f"{where} must be a whole number, {allowed}; got {value!r}")
+    return type(f.default)(value)
+
+
+def bounds(low, high) -> str:
+    """The range of a hyper-parameter in words; None is an open end."""
+    if low is None or high is None:
+        return "of any size" if low is high else f"at least {low}" if high is None else f"at most {high}"
+    return f"exactly {low}" if low == high else f"between {low} and {high}"

@@ -1,0 +1,183 @@
+"""The methods, found by discovery: every card-bearing Method class in a module of this folder or of an extra folder.
+
+Classes are attributes of this package (`vtc_demo.methods.FastV`). A file that cannot be used is left out with a warning
+and an entry in `problems`; the others load all the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import get_args
+
+from ..tokens import SITE_ORDER
+from .base import Card, Faithfulness, Method
+
+problems: dict[str, str] = {}  # file -> why nothing of it was registered
+_classes: dict[str, type[Method]] = {}  # name on the card -> class
+_NOT_METHODS = {"__init__", "base", "template"}
+
+
+# -- look-up --------------------------------------------------------------------------------------------------------
+def list_methods() -> list[Card]:
+    """The cards of all methods, in the order of lists."""
+    return sorted((c.card for c in _classes.values()), key=lambda card: (card.order, card.name))
+
+
+def get(name: str) -> type[Method]:
+    """The class with that name on its card; ValueError with suggestions if there is none."""
+    key = name.strip().lower() if isinstance(name, str) else name
+    if isinstance(key, str) and key in _classes:
+        return _classes[key]
+    names = [card.name for card in list_methods()]
+    near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"methods are {', '.join(names)}"
+    raise ValueError(f"unknown method {name!r}; {hint}")
+
+
+def parameters(name: str) -> list[dict]:
+    """The hyper-parameters a user can set: name, default, help, low, high, step, choices. Fixed ones are left out."""
+    fields = [{"name": f.name, "default": f.default, **f.metadata} for f in dataclasses.fields(get(name))]
+    return [p for p in fields if p.get("low") is None or p["low"] != p["high"]]
+
+
+def resolve(x, **hyper_parameters) -> Method:
+    """The method that `x` names: "fastv", "fastv@0.25" (name@retention), {"method": "fastv", "layer": 2}, a Method or
+    its class. Keyword arguments overrule what `x` says. ValueError for anything unknown or out of range.
+    """
+    if isinstance(x, Method):
+        return _build(type(x), {f.name: getattr(x, f.name) for f in dataclasses.fields(x)} | hyper_parameters)
+    if isinstance(x, type) and issubclass(x, Method):
+        return _build(x, hyper_parameters)
+    if isinstance(x, str):
+        name, at, retention = x.partition("@")
+        given = {"retention": _number(x, retention)} if at else {}
+        return _build(get(name), given | hyper_parameters)
+    if isinstance(x, dict) and "method" in x:
+        given = {k: v for k, v in x.items() if k != "method"}
+        return _build(get(x["method"]), given | hyper_parameters)
+    raise ValueError(f'cannot read {x!r} as a method; give "name", "name@retention" or {{"method": "name", ...}}')
+
+
+def _number(text: str, retention: str) -> float:
+    try:
+        return float(retention)
+    except ValueError:
+        raise ValueError(
+            f"{text!r}: what follows @ must be a retention, a number between 0.01 and 1.0, as in fastv@0.25"
+        ) from None
+
+
+def _build(cls: type[Method], given: dict) -> Method:
+    names = [f.name for f in dataclasses.fields(cls)]
+    unknown = [str(k) for k in given if k not in names]
+    if unknown:
+        raise ValueError(f"{cls.card.name} has no hyper-parameter {', '.join(unknown)}; it has {', '.join(names)}")
+    return cls(**given)
+
+
+def __getattr__(name: str) -> type[Method]:
+    for cls in _classes.values():
+        if cls.__name__ == name:
+            return cls
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *(cls.__name__ for cls in _classes.values())])
+
+
+# -- discovery ------------------------------------------------------------------------------------------------------
+def load_folder(path: str | Path) -> list[str]:
+    """Register the methods of every .py file of a folder; returns their names.
+
+    template.py and files with a leading underscore are skipped. Loading a folder again reads its files anew. A file
+    that fails is reported as a warning and in `problems`. ValueError if there is no such folder. The files are run as
+    code.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(f"no folder {str(path)!r} to load methods from; give an existing folder of .py files")
+    return _load_files(folder.resolve(), _import_file)
+
+
+def _load_files(folder: Path, load) -> list[str]:
+    names = []
+    for file in sorted(folder.glob("*.py")):
+        if file.stem.startswith("_") or file.stem in _NOT_METHODS:
+            continue
+        problems.pop(str(file), None)
+        try:
+            names += _register(load(file))
+        except (Exception, SystemExit) as error:  # whatever somebody's file does, the others must load
+            problems[str(file)] = f"{type(error).__name__}: {error}"
+            warnings.warn(f"method file {file} is left out: {problems[str(file)]}", stacklevel=3)
+    return names
+
+
+def _import_own(file: Path) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{file.stem}")
+
+
+def _import_file(file: Path) -> ModuleType:
+    name = f"vtc_methods_{hashlib.sha1(str(file).encode()).hexdigest()[:8]}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _register(module: ModuleType) -> list[str]:
+    """Check and register the Method classes that a module defines; all or none. Helper modules define none."""
+    found = {}
+    for cls in vars(module).values():
+        own = isinstance(cls, type) and issubclass(cls, Method) and cls.__module__ == module.__name__
+        if own and "card" in vars(cls):
+            _check_class(cls)
+            name = cls.card.name
+            holder = found.get(name) or _classes.get(name)
+            if holder is not None and holder is not cls and inspect.getfile(holder) != module.__file__:
+                raise ValueError(f"the name {name!r} is taken by {inspect.getfile(holder)}; give the card another name")
+            if name in found:
+                raise ValueError(f"two methods of this file are called {name!r}")
+            found[name] = cls
+    _classes.update(found)
+    return list(found)
+
+
+def _check_class(cls: type[Method]) -> None:
+    """Raise ValueError with what is missing if the class cannot serve as a method."""
+    card, where = cls.card, cls.__name__
+    if not isinstance(card, Card):
+        raise ValueError(f"{where}.card must be a Card")
+    if not isinstance(card.name, str) or not re.fullmatch(r"[a-z][a-z0-9_-]*", card.name):
+        raise ValueError(f"{where}: card name {card.name!r} must be lower-case letters, digits, - and _")
+    empty = [k for k in ("title", "family", "summary") if not getattr(card, k)]
+    if empty:
+        raise ValueError(f"{where}: the card lacks {', '.join(empty)}")
+    if card.faithfulness not in get_args(Faithfulness):
+        raise ValueError(f"{where}: faithfulness must be one of {', '.join(get_args(Faithfulness))}")
+    if isinstance(card.sites, str) or not set(card.sites) <= set(SITE_ORDER):
+        raise ValueError(f"{where}: sites must be a tuple of {', '.join(SITE_ORDER)}")
+    if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:
+        raise ValueError(f"{where} must be decorated with @dataclass(frozen=True)")
+    if inspect.isabstract(cls):
+        raise ValueError(f"{where} lacks {' and '.join(sorted(cls.__abstractmethods__))}")
+    cls()  # every hyper-parameter needs a default within its range
+
+
+_load_files(Path(__file__).parent, _import_own)

@@ -1,0 +1,50 @@
+"""Pure functions that several methods share. Nothing here waits for the device."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .base import View
+
+
+def top(scores: Tensor, keep: int) -> Tensor:
+    """Indices of the `keep` largest of scores [n], ascending, [keep] int64. Among equals the lowest index wins.
+
+    A stable sort, because the order of equals in `torch.topk` differs between devices.
+    """
+    return scores.argsort(descending=True, stable=True)[:keep].sort().values
+
+
+def others(chosen: Tensor, n: int) -> Tensor:
+    """The indices of range(n) that are not in chosen [k] (unique), ascending, [n - k] int64."""
+    taken = torch.zeros(n, dtype=torch.uint8, device=chosen.device).index_fill_(0, chosen, 1)
+    return taken.argsort(stable=True)[: n - chosen.shape[0]]
+
+
+def patch_attention(view: View) -> Tensor:
+    """How much the encoder attends to each patch, [n - extra] float32.
+
+    Head mean of the CLS row over the patch columns, not renormalised. In a tower without CLS: the attention that each
+    patch receives, averaged over all heads and rows.
+    """
+    rows = "cls" if view.extra else "all"
+    return view.attention(rows).mean((0, 1))[view.extra :]  # [heads, rows, n] -> [n - extra]
+
+
+def grid_within(grid: tuple[int, int], keep: int) -> tuple[int, int]:
+    """Rows and columns of a smaller grid: at most `keep` cells, its shape as near to `grid` as possible.
+
+    For every number of rows as many columns as fit; of these the one nearest in aspect ratio (fewer rows on a tie).
+    """
+    height, width = grid
+    shapes = [(r, min(width, keep // r)) for r in range(1, min(height, keep) + 1)]
+    return min(shapes, key=lambda s: (abs(math.log(s[0] * width / (s[1] * height))), s[0]))
+
+
+def check_grid(name: str, grid: tuple[int, int], n: int) -> None:
+    """Raise ValueError unless the n tokens are one grid of patches."""
+    if n != grid[0] * grid[1]:
+        raise ValueError(f"{name} works on one {grid[0]} x {grid[1]} grid of patches, but {n} visual tokens came")

@@ -1,0 +1,61 @@
+"""A method in one file. Copy it, give the card a name of its own, write the maths and the hook.
+
+Copied into vtc_demo/methods it is found at the next start. Copied into another folder it is found with
+`--methods FOLDER` or `vtc_demo.methods.load_folder(FOLDER)`. A file named template.py itself, or with a leading
+underscore, is not loaded. Nothing else has to be edited: lists, page, shell and contract tests find the class.
+
+This example keeps the tokens with the largest norm.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from vtc_demo.methods.base import Card, Method, param
+from vtc_demo.methods.common import top
+from vtc_demo.tokens import Reduction, Site
+
+
+# 1. The maths: pure functions on plain tensors. State the shapes. Do not read values back from the device (.item(),
+#    .tolist(), `if tensor`): that would make the GPU wait.
+def norms(tokens: Tensor, power: float) -> Tensor:
+    """tokens [n, C] -> p-norm of each, [n] float32."""
+    return tokens.float().norm(p=power, dim=-1)
+
+
+# 2. The method: a frozen dataclass. Its fields are the hyper-parameters, with default, help and range; `retention` is
+#    inherited.
+@dataclass(frozen=True)
+class Mine(Method):
+    """Keeps the tokens with the largest norm."""
+
+    card: ClassVar[Card] = Card(
+        name="mine",  # the name in API, shell and page; no other method may have it
+        title="My method",
+        family="baseline",
+        summary="One sentence for a visitor without background: the patches with the strongest signal are kept.",
+        sites=("llm_input",),  # kinds of site, see vtc_demo.tokens.SITE_ORDER
+        faithfulness="in the style of",  # see base.Faithfulness; "matches released code" needs a conformance test
+        deviations=("No published method: an example.",),
+    )
+
+    power: float = param(2.0, "order of the norm", low=1.0, high=8.0, step=0.5)
+
+    def sites(self, shape):
+        """Where `reduce` is called. `shape` says which layers the model has; raise ValueError if one is missing."""
+        return (Site("llm_input"),)
+
+    def reduce(self, view):
+        """Called at each of the sites. Return a Reduction (select, merge, from_dense), or None to change nothing.
+
+        `view` shows the tokens [n, C], their places, sizes and, on request, attention rows; see `base.View`.
+        """
+        n = view.hidden.shape[0]
+        return Reduction.select(top(norms(view.hidden, self.power), self.keep(n)), n)
+
+    def overhead_flops(self, site, n, dim, shape):
+        """Work of the functions above, 2 FLOPs per multiply-add."""
+        return 2 * n * dim
