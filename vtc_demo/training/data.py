@@ -1,0 +1,111 @@
+"""Batches from the generated world. Item i of a stream is a function of (split, i): training resumes at any step."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from .. import world
+from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
+
+GRID = 24  # patches per side of the full picture
+CHARS = 36
+IGNORE = -100
+
+
+def window_positions(window: int, rng: np.random.Generator) -> np.ndarray:
+    """Raster indices [window * window] of a window at a random place of the full grid.
+
+    Small pictures are trained at the places of the full one, so that nothing is interpolated later.
+    """
+    r, c = rng.integers(0, GRID - window + 1, 2)
+    rows, cols = np.meshgrid(np.arange(r, r + window), np.arange(c, c + window), indexing="ij")
+    return (rows * GRID + cols).reshape(-1)
+
+
+def presence(scene) -> np.ndarray:
+    """What the CLS token must know: things, colours, characters present, [16 + 8 + 36] float."""
+    out = np.zeros(len(THINGS) + len(COLOURS) + CHARS, dtype=np.float32)
+    colours = list(COLOURS)
+    for item in scene.items:
+        out[THINGS.index(item.thing)] = 1
+        out[len(THINGS) + colours.index(item.colour)] = 1
+    for ch in scene.tag.text if scene.tag else "":
+        code = int(ch) if ch.isdigit() else 10 + ord(ch.upper()) - ord("A")
+        out[len(THINGS) + len(COLOURS) + code] = 1
+    return out
+
+
+class DenseScenes(Dataset):
+    """Pictures with a label per patch, for the vision tower."""
+
+    def __init__(self, start: int, length: int, window: int, split: str = "train"):
+        self.start, self.length, self.window, self.split = start, length, window, split
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict:
+        seed = self.start + i
+        scene = world.sample(seed, split=self.split, size=14 * self.window)
+        labels = {k: v.reshape(-1) for k, v in world.dense_labels(scene).items()}
+        labels["pattern"] = np.full(self.window**2, PATTERNS.index(scene.background.pattern))
+        return {
+            "pixels": world.render(scene),
+            "places": window_positions(self.window, np.random.default_rng(seed)),
+            "present": presence(scene),
+            **{f"label_{k}": v for k, v in labels.items()},
+        }
+
+
+class PackedQuestions(Dataset):
+    """Pictures with many questions packed into one sequence; each block sees the picture and itself only.
+
+    ids, target, block, offset: [text]. target is IGNORE except where the next token is part of the answer; block is
+    the question's number (-1 padding); offset the position after the picture. kind [text] is the question kind's index.
+    """
+
+    def __init__(self, start: int, length: int, window: int, tokenizer, *, split="train", weights=None, text: int = 192):
+        self.start, self.length, self.window, self.split = start, length, window, split
+        self.tokenizer, self.weights, self.text = tokenizer, weights, text
+        self.cache: dict[str, list[int]] = {}
+
+    def __len__(self) -> int:
+        return self.length
+
+    def encode(self, text: str) -> list[int]:
+        if text not in self.cache:
+            self.cache[text] = self.tokenizer.encode(text, add_special_tokens=False)
+        return self.cache[text]
+
+    def __getitem__(self, i: int) -> dict:
+        seed = self.start + i
+        rng = np.random.default_rng(seed)
+        scene = world.sample(seed, split=self.split, size=14 * self.window)
+        out = {k: np.full(self.text, v) for k, v in (("ids", 0), ("target", IGNORE), ("block", -1), ("offset", 0), ("kind", -1))}
+        at = 0
+        for number, q in enumerate(world.ask(scene, rng, n=24, weights=self.weights)):
+            question = self.encode(q.text) + self.encode("assistant:")
+            answer = [*self.encode(q.answer), self.tokenizer.eos_token_id]
+            ids = question + answer[:-1]
+            if at + len(ids) > self.text:
+                break
+            here = slice(at, at + len(ids))
+            out["ids"][here] = ids
+            out["target"][at + len(question) - 1 : at + len(ids)] = answer
+            out["block"][here] = number
+            out["offset"][here] = np.arange(len(ids))
+            out["kind"][here] = KINDS.index(q.kind)
+            at += len(ids)
+        return {"pixels": world.render(scene), "places": window_positions(self.window, rng), **out}
+
+
+def loader(dataset: Dataset, batch: int, workers: int) -> DataLoader:
+    return DataLoader(dataset, batch, num_workers=workers, prefetch_factor=4 if workers else None, drop_last=False)
+
+
+def normalise(pixels: torch.Tensor, mean, std) -> torch.Tensor:
+    """uint8 [B, S, S, 3] -> float [B, 3, S, S], as the image processor does."""
+    mean, std = (torch.tensor(v, device=pixels.device) for v in (mean, std))
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()

@@ -1,0 +1,106 @@
+"""The two objectives: dense labels for the tower (plus CLS), answers for connector and decoder."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
+from .data import CHARS, GRID, IGNORE, normalise
+
+CLASSES = {"thing": len(THINGS) + 1, "colour": len(COLOURS) + 1, "size": 3, "anchor": 2, "char": CHARS + 1, "ordinal": 5}
+CLASSES |= {"pattern": len(PATTERNS), "row": GRID, "column": GRID}
+
+
+def encode(tower: nn.Module, pixels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """CLIP tower on a window of the grid. pixels [B, 3, S, S], places [B, n] -> features of layer -2 [B, 1 + n, C], CLS [B, C]."""
+    emb = tower.embeddings
+    patches = emb.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, n, C]
+    cls = emb.class_embedding.expand(len(patches), 1, -1)
+    index = torch.cat([torch.zeros_like(places[:, :1]), places + 1], 1)
+    h = torch.cat([cls, patches], 1) + emb.position_embedding(index)
+    h = tower.pre_layrnorm(h)
+    for layer in tower.encoder.layers[:-1]:
+        h = layer(h, attention_mask=None)
+    return h, tower.encoder.layers[-1](h, attention_mask=None)[:, 0]
+
+
+class DenseObjective(nn.Module):
+    """A linear head per label on the features that the projector will read, and a multi-label head on CLS."""
+
+    def __init__(self, tower: nn.Module, mean, std):
+        super().__init__()
+        self.tower, self.mean, self.std = tower, mean, std
+        width = tower.config.hidden_size
+        self.heads = nn.ModuleDict({k: nn.Linear(width, n) for k, n in CLASSES.items()})
+        self.cls_head = nn.Linear(width, len(THINGS) + len(COLOURS) + CHARS)
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and accuracy per label; for labels with a 'none' class the accuracy counts the other patches only."""
+        h, cls = encode(self.tower, normalise(batch["pixels"], self.mean, self.std), batch["places"])
+        h, loss, scores = h[:, 1:], 0.0, {}
+        targets = {k[6:]: v for k, v in batch.items() if k.startswith("label_")}
+        targets |= {"row": batch["places"] // GRID, "column": batch["places"] % GRID}
+        for name, target in targets.items():
+            logits = self.heads[name](h)  # [B, n, classes]
+            each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+            some = target.flatten() > 0 if name not in ("pattern", "row", "column") else torch.ones_like(each, dtype=torch.bool)
+            part = each[some].mean() if some.any() else 0.0
+            rest = each[~some].mean() if (~some).any() else 0.0
+            loss = loss + (part + rest) * (0.2 if name in ("row", "column", "pattern") else 1.0)
+            hit = (logits.argmax(-1) == target).flatten().float()
+            scores[name] = hit[some].mean() if some.any() else hit.mean()
+        logits = self.cls_head(self.tower.post_layernorm(cls))
+        loss = loss + 2 * F.binary_cross_entropy_with_logits(logits, batch["present"])
+        scores["cls"] = ((logits > 0) == (batch["present"] > 0.5)).float().mean()
+        return loss, scores
+
+
+class AnswerObjective(nn.Module):
+    """Cross-entropy on answer tokens. The tower may be frozen; the picture is encoded once for all its questions."""
+
+    def __init__(self, model: nn.Module, mean, std, prefix: list[int], train_tower: bool = False):
+        super().__init__()
+        self.projector, self.decoder, self.lm_head = model.model.multi_modal_projector, model.model.language_model, model.lm_head
+        self.tower, self.mean, self.std, self.prefix, self.train_tower = model.model.vision_tower, mean, std, prefix, train_tower
+        self.tower.requires_grad_(train_tower)
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        pixels = normalise(batch["pixels"], self.mean, self.std)
+        with torch.set_grad_enabled(self.train_tower and torch.is_grad_enabled()):
+            features = encode(self.tower, pixels, batch["places"])[0][:, 1:]
+        hidden = self.decode(self.projector(features), batch)
+        target = batch["target"]
+        logits = self.lm_head(hidden[target != IGNORE])  # [answers, vocab]
+        loss = F.cross_entropy(logits, target[target != IGNORE])
+        return loss, self.score(logits, batch)
+
+    def decode(self, image: Tensor, batch: dict) -> Tensor:
+        """image [B, n, D] -> hidden states of the text tokens [B, text, D]."""
+        lm, (b, n, _) = self.decoder, image.shape
+        prefix = torch.tensor(self.prefix, device=image.device).expand(b, -1)
+        p = prefix.shape[1]
+        h = torch.cat([lm.embed_tokens(prefix), image, lm.embed_tokens(batch["ids"])], 1)
+        start = torch.arange(p, device=h.device).expand(b, -1)
+        # Positions are those of the full picture, whatever the window: text always begins after the last patch.
+        positions = torch.cat([start, p + batch["places"], p + GRID**2 + batch["offset"]], 1)
+        shared = h.new_full((b, p + n), -2, dtype=torch.long)
+        block = torch.cat([shared, batch["block"]], 1)
+        causal = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
+        mask = causal & ((block[:, None, :] == -2) | (block[:, None, :] == block[:, :, None]))  # [B, S, S]
+        rope = lm.rotary_emb(h, positions)
+        for layer in lm.layers:
+            h = layer(h, attention_mask=mask[:, None], position_embeddings=rope)
+        return lm.norm(h[:, p + n :])
+
+    @staticmethod
+    @torch.no_grad()
+    def score(logits: Tensor, batch: dict) -> dict[str, Tensor]:
+        """Share of questions whose whole answer, end token included, is right (equal to exact match of greedy decoding)."""
+        rows, cols = (batch["target"] != IGNORE).nonzero(as_tuple=True)
+        wrong = (logits.argmax(-1) != batch["target"][rows, cols]).long()
+        key = rows * 64 + batch["block"][rows, cols]
+        misses = torch.zeros(int(key.max()) + 1, dtype=torch.long, device=key.device).index_add_(0, key, wrong)
+        kind = torch.full_like(misses, -1).index_copy_(0, key, batch["kind"][rows, cols])
+        return {name: (misses[kind == i] == 0).float() for i, name in enumerate(KINDS)}
