@@ -63,9 +63,10 @@ class ModelSpec:
     def from_config(cls, config) -> ModelSpec:
         """From the transformers config of a LLaVA model with a CLIP or SigLIP tower.
 
-        A negative vision_feature_layer counts from the last layer's output: -2 of 24 layers runs 23. For LLaVA-NeXT
-        the crops are those of a square image at twice the tower's side (a base view and four tiles), without the
-        newline tokens. The select strategy "default" drops the first token of the tower, as transformers does. Raises ValueError for another family, with the families that work.
+        A negative vision_feature_layer counts from the last layer's output: -2 of 24 layers runs 23. The select
+        strategy "default" drops the tower's first token. For LLaVA-NeXT the crops are those of a square image at twice
+        the tower's side (a base view and four tiles), without the newline tokens.
+        Raises ValueError for another family, with the families that work.
         """
         vision, text = config.vision_config, config.text_config
         _known("model type", config.model_type, LLAVA)
