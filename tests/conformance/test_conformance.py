@@ -1,6 +1,6 @@
 """Our functions against recorded outputs of the released codes: indices exactly, floats to 1e-4.
 
-Recordings are in tests/data; further ones are read from shared/goldens beside the repository, if there is such a folder.
+Recordings are in tests/data; more are read from shared/goldens beside the repository if there is such a folder.
 """
 
 import json
@@ -28,10 +28,13 @@ def load(file):
     """inputs, hp, outputs of a recording; scalar outputs are in its metadata."""
     with safe_open(file, "pt") as f:
         golden = json.loads(f.metadata()["golden"])
-        tensors = {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118: not a dict
+        tensors = {key: f.get_tensor(key) for key in list(f.keys())}
     everything = {**tensors, **golden["values"]}
-    part = lambda prefix: {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}  # noqa: E731
-    return part("inputs."), golden["hp"], part("outputs.")
+    inputs, outputs = (
+        {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
+        for prefix in ("inputs.", "outputs.")
+    )
+    return inputs, golden["hp"], outputs
 
 
 @pytest.mark.parametrize("file", RECORDINGS)

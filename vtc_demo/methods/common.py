@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -41,7 +41,12 @@ def grid_within(grid: tuple[int, int], keep: int) -> tuple[int, int]:
     """
     height, width = grid
     shapes = [(r, min(width, keep // r)) for r in range(1, min(height, keep) + 1)]
-    return min(shapes, key=lambda s: (abs(math.log(s[0] * width / (s[1] * height))), s[0]))
+
+    def stretch(shape):  # exact, or equal shapes would differ in the last bit
+        ratio = Fraction(shape[0] * width, shape[1] * height)
+        return max(ratio, 1 / ratio)
+
+    return min(shapes, key=lambda s: (stretch(s), s[0]))
 
 
 def check_grid(name: str, grid: tuple[int, int], n: int) -> None:

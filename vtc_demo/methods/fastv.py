@@ -51,6 +51,8 @@ class FastV(Method):
     layer: int = param(2, "first layer (0-based) that runs on fewer tokens", low=1, high=99, step=1)
 
     def sites(self, shape):
+        if shape.llm_layers < 2:
+            raise ValueError("fastv: a cut needs a layer before it; this model has fewer than 2 decoder layers")
         if self.layer >= shape.llm_layers:
             raise ValueError(
                 f"fastv: layer={self.layer} does not exist; this model has decoder layers 0 to {shape.llm_layers - 1} "
