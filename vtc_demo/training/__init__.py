@@ -10,14 +10,19 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def main(argv: list[str] | None = None) -> int:
     """`train embedded [--folder runs/embedded] [--out assets/models/embedded] [--scale 1.0] [--workers 1]`."""
-    parser = argparse.ArgumentParser(prog="vtc_demo train", description="Train what assets/models ships; resumes by itself.")
+    parser = argparse.ArgumentParser(
+        prog="vtc_demo train", description="Train what assets/models ships; resumes by itself."
+    )
     parser.add_argument("what", choices=["embedded"], help="the model to train")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "embedded", help="checkpoints and log")
-    parser.add_argument("--out", type=Path, default=ROOT / "assets" / "models" / "embedded", help="where the model goes")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "assets" / "models" / "embedded", help="where the model goes"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps (0.01 for a trial)")
+    parser.add_argument("--batch", type=int, help="items per step, in place of the recipe's")
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     args = parser.parse_args(argv)
     from .recipe import train_embedded
 
-    print(f"wrote {train_embedded(args.folder, args.out, args.scale, args.workers)}")
+    print(f"wrote {train_embedded(args.folder, args.out, args.scale, args.workers, args.batch)}")
     return 0

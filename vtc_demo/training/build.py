@@ -1,4 +1,4 @@
-"""The embedded VLM before training: LLaVA-1.5 geometry (336 px, patch 14, 576 tokens, CLS, layer -2), small in width and depth."""
+"""The embedded VLM before training: the geometry of LLaVA-1.5 (336 px, patch 14, 576 tokens, CLS, layer -2), small."""
 
 from __future__ import annotations
 
@@ -35,7 +35,15 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     words += ["▁" + w for w in sorted({*world.words(), "user", "assistant"})]
     core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence(
-        [normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
+        [
+            normalizers.Lowercase(),
+            normalizers.Replace(
+                Regex(r"[,.!;]"), ""
+            ),  # typed questions may carry punctuation that the world does not use
+            normalizers.Replace(Regex(r"\s+(?=[?:])"), ""),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.Strip(),
+        ]
     )
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -66,7 +66,9 @@ class PackedQuestions(Dataset):
     the question's number (-1 padding); offset the position after the picture. kind [text] is the question kind's index.
     """
 
-    def __init__(self, start: int, length: int, window: int, tokenizer, *, split="train", weights=None, text: int = 192):
+    def __init__(
+        self, start: int, length: int, window: int, tokenizer, *, split="train", weights=None, text: int = 192
+    ):
         self.start, self.length, self.window, self.split = start, length, window, split
         self.tokenizer, self.weights, self.text = tokenizer, weights, text
         self.cache: dict[str, list[int]] = {}
@@ -83,7 +85,10 @@ class PackedQuestions(Dataset):
         seed = self.start + i
         rng = np.random.default_rng(seed)
         scene = world.sample(seed, split=self.split, size=14 * self.window)
-        out = {k: np.full(self.text, v) for k, v in (("ids", 0), ("target", IGNORE), ("block", -1), ("offset", 0), ("kind", -1))}
+        out = {
+            k: np.full(self.text, v)
+            for k, v in (("ids", 0), ("target", IGNORE), ("block", -1), ("offset", 0), ("kind", -1))
+        }
         at = 0
         for number, q in enumerate(world.ask(scene, rng, n=24, weights=self.weights)):
             question = self.encode(q.text) + self.encode("assistant:")

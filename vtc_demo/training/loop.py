@@ -1,9 +1,10 @@
-"""One resumable training loop for every recipe: accelerate for the device, a checkpoint, a JSON-lines log, a progress bar."""
+"""One resumable training loop for every recipe: accelerate, a checkpoint, a JSON-lines log, a progress bar."""
 
 from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +39,12 @@ class Stage:
 
 
 def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1) -> None:
-    """Train to the end of the stage, or return at once if its checkpoint says it is done. Ctrl-C keeps the checkpoint."""
+    """Train to the end of the stage, or return at once if its checkpoint says it is done.
+
+    Ctrl-C and a termination signal write the checkpoint before the process ends.
+    """
+    for stop in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs start with SIGINT ignored
+        signal.signal(stop, signal.default_int_handler)
     accelerator = Accelerator()
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint, log = folder / f"{stage.name}.pt", folder / "log.jsonl"
@@ -80,7 +86,12 @@ def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1
             step += 1
             collect(window, {"loss": loss.detach(), **scores})
             if step % stage.log_every == 0 or step == stage.steps:
-                record = {"stage": stage.name, "step": step, "seconds": round(time.perf_counter() - began, 1), **flush(window)}
+                record = {
+                    "stage": stage.name,
+                    "step": step,
+                    "seconds": round(time.perf_counter() - began, 1),
+                    **flush(window),
+                }
                 with log.open("a") as f:
                     f.write(json.dumps(record) + "\n")
                 bar.set_postfix({k: v for k, v in record.items() if k not in ("stage", "step", "seconds")})

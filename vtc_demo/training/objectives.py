@@ -9,12 +9,22 @@ from torch import Tensor, nn
 from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
 from .data import CHARS, GRID, IGNORE, normalise
 
-CLASSES = {"thing": len(THINGS) + 1, "colour": len(COLOURS) + 1, "size": 3, "anchor": 2, "char": CHARS + 1, "ordinal": 5}
+CLASSES = {
+    "thing": len(THINGS) + 1,
+    "colour": len(COLOURS) + 1,
+    "size": 3,
+    "anchor": 2,
+    "char": CHARS + 1,
+    "ordinal": 5,
+}
 CLASSES |= {"pattern": len(PATTERNS), "row": GRID, "column": GRID}
 
 
 def encode(tower: nn.Module, pixels: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """CLIP tower on a window of the grid. pixels [B, 3, S, S], places [B, n] -> features of layer -2 [B, 1 + n, C], CLS [B, C]."""
+    """CLIP tower on a window of the grid.
+
+    pixels [B, 3, S, S], places [B, n] -> features of layer -2 [B, 1 + n, C] and CLS of the last layer [B, C].
+    """
     emb = tower.embeddings
     patches = emb.patch_embedding(pixels).flatten(2).transpose(1, 2)  # [B, n, C]
     cls = emb.class_embedding.expand(len(patches), 1, -1)
@@ -45,7 +55,11 @@ class DenseObjective(nn.Module):
         for name, target in targets.items():
             logits = self.heads[name](h)  # [B, n, classes]
             each = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-            some = target.flatten() > 0 if name not in ("pattern", "row", "column") else torch.ones_like(each, dtype=torch.bool)
+            some = (
+                target.flatten() > 0
+                if name not in ("pattern", "row", "column")
+                else torch.ones_like(each, dtype=torch.bool)
+            )
             part = each[some].mean() if some.any() else 0.0
             rest = each[~some].mean() if (~some).any() else 0.0
             loss = loss + (part + rest) * (0.2 if name in ("row", "column", "pattern") else 1.0)
@@ -62,8 +76,18 @@ class AnswerObjective(nn.Module):
 
     def __init__(self, model: nn.Module, mean, std, prefix: list[int], train_tower: bool = False):
         super().__init__()
-        self.projector, self.decoder, self.lm_head = model.model.multi_modal_projector, model.model.language_model, model.lm_head
-        self.tower, self.mean, self.std, self.prefix, self.train_tower = model.model.vision_tower, mean, std, prefix, train_tower
+        self.projector, self.decoder, self.lm_head = (
+            model.model.multi_modal_projector,
+            model.model.language_model,
+            model.lm_head,
+        )
+        self.tower, self.mean, self.std, self.prefix, self.train_tower = (
+            model.model.vision_tower,
+            mean,
+            std,
+            prefix,
+            train_tower,
+        )
         self.tower.requires_grad_(train_tower)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
@@ -97,7 +121,7 @@ class AnswerObjective(nn.Module):
     @staticmethod
     @torch.no_grad()
     def score(logits: Tensor, batch: dict) -> dict[str, Tensor]:
-        """Share of questions whose whole answer, end token included, is right (equal to exact match of greedy decoding)."""
+        """1 for each question whose whole answer, end token included, is right: exact match of greedy decoding."""
         rows, cols = (batch["target"] != IGNORE).nonzero(as_tuple=True)
         wrong = (logits.argmax(-1) != batch["target"][rows, cols]).long()
         key = rows * 64 + batch["block"][rows, cols]

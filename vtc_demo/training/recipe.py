@@ -6,6 +6,7 @@ picture at the end. Open questions come first; existence and relations join once
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -16,25 +17,26 @@ from .data import DenseScenes, PackedQuestions
 from .loop import Stage, run_stage
 from .objectives import AnswerObjective, DenseObjective
 
-OPEN = {"colour": 2, "object": 2, "size": 1, "counting": 2, "reading": 2, "background": 0.5, "existence": 0.5, "relation": 0.0}
-MIXED = {"colour": 1, "object": 1, "size": 0.5, "counting": 3, "reading": 1.5, "background": 0.25, "existence": 2, "relation": 3}
+OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
+MIXED = dict(colour=1, object=1, size=0.5, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
     n = lambda steps: max(2, int(steps * scale))  # noqa: E731
     return [
-        Stage("tower-168", n(500), 64, 3e-3, partial(dense, window=12)),
+        Stage("tower-168", n(620), 64, 3e-3, partial(dense, window=12), cooldown=0.3),
         Stage("tower-336", n(120), 16, 1.5e-3, partial(dense, window=24, first=10**7), warmup=20, cooldown=0.7),
     ]
 
 
 def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
     n = lambda steps: max(2, int(steps * scale))  # noqa: E731
-    ask = partial(packed, tokenizer=tokenizer)
+    small = partial(packed, tokenizer=tokenizer, window=12)
+    full = partial(packed, tokenizer=tokenizer, window=24, text=288, first=3 * 10**7)
     return [
-        Stage("open-168", n(800), 32, 2e-3, partial(ask, window=12, weights=OPEN), cooldown=0.01),
-        Stage("mixed-168", n(2400), 32, 2e-3, partial(ask, window=12, weights=MIXED, first=2 * 10**7), cooldown=0.15),
-        Stage("mixed-336", n(900), 16, 1.5e-3, partial(ask, window=24, weights=MIXED, first=3 * 10**7, text=288), cooldown=0.6),
+        Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
+        Stage("mixed-168", n(2000), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), cooldown=0.1),
+        Stage("mixed-336", n(900), 8, 1.5e-3, partial(full, weights=MIXED), cooldown=0.6),
     ]
 
 
@@ -46,18 +48,18 @@ def packed(start: int, length: int, window: int, tokenizer, weights, first: int 
     return PackedQuestions(first + start, length, window, tokenizer, weights=weights, text=text)
 
 
-def train_embedded(folder: Path, out: Path, scale: float = 1.0, workers: int = 1, seed: int = 0) -> Path:
+def train_embedded(folder: Path, out: Path, scale: float = 1.0, workers: int = 1, batch: int | None = None) -> Path:
     """Train (or go on training) in `folder`; write the model to `out` in transformers format. Returns `out`."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     processor = build.build_processor()
     model = build.build_model(processor)
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
     objective = DenseObjective(model.model.vision_tower, mean, std)
     for stage in tower_stages(scale):
-        run_stage(stage, objective, folder, workers)
+        run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
     prefix = processor.tokenizer.encode("user:")
     objective = AnswerObjective(model, mean, std, prefix)
     for stage in answer_stages(processor.tokenizer, scale):
-        run_stage(stage, objective, folder, workers)
+        run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
     build.save(model.eval().cpu(), processor, out)
     return out
