@@ -1,0 +1,169 @@
+"""The shell: `python -m vtc_demo compare|methods|train`. Bad input prints one line on stderr and exits with 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from pathlib import Path
+
+DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        fail(message)
+
+
+def fail(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] == ["train"]:  # has its own options
+            from . import training
+
+            return training.main(argv[1:]) or 0
+        args = parser().parse_args(argv)
+        return args.run(args)
+    except ValueError as error:
+        fail(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> Parser:
+    top = Parser(prog="python -m vtc_demo", description="Visual token compression, side by side.")
+    commands = top.add_subparsers(title="commands", required=True, metavar="compare|methods|train", parser_class=Parser)
+    compare = commands.add_parser("compare", help="run several methods on one image and question")
+    compare.add_argument("names", nargs="*", metavar="METHOD", help="name or name@retention, e.g. full fastervlm@0.25")
+    compare.add_argument("--model", default="embedded", help="embedded, a folder or a hub id (default: embedded)")
+    compare.add_argument("--image", type=Path, help="an image file")
+    compare.add_argument("--scene", type=int, metavar="SEED", help="a generated scene in place of an image")
+    compare.add_argument("--question", help="default with --scene: the scene's first question")
+    compare.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="longest answer (default: 16)")
+    compare.add_argument("--seed", type=int, default=0, help="for methods that draw at random (default: 0)")
+    compare.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    compare.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
+    compare.add_argument(
+        "--methods", nargs="+", default=[], metavar="METHOD|FOLDER", help="more methods, or folders with method files"
+    )
+    compare.set_defaults(run=run_compare)
+    methods = commands.add_parser("methods", help="list the methods and their hyper-parameters")
+    methods.add_argument("--methods", nargs="+", default=[], metavar="FOLDER", help="folders with method files")
+    methods.set_defaults(run=run_methods)
+    commands.add_parser("train", help="train what the repository ships (see train --help)", add_help=False)
+    for command in (compare, methods):
+        command.add_argument("--methods-dir", action="append", default=[], metavar="FOLDER", help="a folder of methods")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return top
+
+
+def load_folders(args) -> list[str]:
+    """Load the method folders named in the arguments; what is left of `--methods` are names of methods."""
+    from . import methods
+
+    names = [m for m in args.methods if not Path(m).is_dir()]
+    for folder in [*args.methods_dir, *(m for m in args.methods if m not in names)]:
+        methods.load_folder(folder)
+    return names
+
+
+def run_methods(args) -> int:
+    from . import methods
+
+    for name in load_folders(args):
+        raise ValueError(f"no folder {name!r} to load methods from")
+    cards = methods.list_methods()
+    if args.json:
+        print(json.dumps([card_dict(card) for card in cards], indent=1, ensure_ascii=False))
+        return 0
+    for card in cards:
+        print(
+            f"{card.name:<14}{card.title}: {card.summary} [{', '.join(card.sites) or 'no site'}; {card.faithfulness}]"
+        )
+        for p in methods.parameters(card.name):
+            span = f" ({p['low']} to {p['high']})" if p.get("low") is not None else ""
+            print(f"{'':<14}  {p['name']}={p['default']}{span}: {p['help']}")
+    return 0
+
+
+def card_dict(card) -> dict:
+    import dataclasses
+
+    from . import methods
+
+    return {**dataclasses.asdict(card), "parameters": methods.parameters(card.name)}
+
+
+def run_compare(args) -> int:
+    names = [*args.names, *load_folders(args)] or DEFAULT_METHODS
+    image, question, expected = picture_and_question(args)
+    from . import compare, methods, models
+
+    chosen = [methods.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
+    quiet()
+    vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
+    c = compare.compare(vlm, image, question, chosen, max_new_tokens=args.max_new_tokens, seed=args.seed)
+    if args.json:
+        print(json.dumps(c.to_dict() | {"expected": expected}, indent=1, ensure_ascii=False))
+    else:
+        print(table(c, expected))
+    errors = [run.error for run in c.runs]
+    if all(errors):
+        fail(errors[0])
+    return 0
+
+
+def picture_and_question(args):
+    """(image, question, expected answer or None)."""
+    if (args.image is None) == (args.scene is None):
+        raise ValueError("give either --image FILE or --scene SEED")
+    if args.image is not None:
+        if args.question is None:
+            raise ValueError("--image needs --question TEXT")
+        from .images import load_rgb
+
+        return load_rgb(args.image), args.question, None
+    from . import world
+
+    scene = world.sample(seed=args.scene)
+    question = scene.questions[0].text if args.question is None else args.question
+    known = {q.text.lower(): q.answer for q in scene.questions}
+    return scene.image, question, known.get(question.strip().lower())
+
+
+def quiet() -> None:
+    """No progress bars or advice of libraries between our lines."""
+    import transformers
+
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def table(c, expected: str | None) -> str:
+    """The comparison as lines of text."""
+    lines = [f"question: {c.question}" + (f"   expected: {expected}" if expected is not None else "")]
+    lines.append(f"{'method':<22}{'answer':<16}{'tokens':>7}{'TTFT ms':>9}{'prefill':>9}{'GFLOPs':>9}{'KV kB':>9}")
+    for run in c.runs:
+        spec = run.method.spec()
+        name = f"{spec['method']}@{spec['retention']:g}"
+        if run.error:
+            lines.append(f"{name:<22}{run.error}")
+            continue
+        lines.append(
+            f"{name:<22}{run.answer[:15]:<16}{run.visual_tokens:>7}{run.timings['ttft']:>9.1f}"
+            f"{run.timings['prefill']:>9.1f}{run.flops['total'] / 1e9:>9.2f}{run.kv_bytes / 1e3:>9.0f}"
+        )
+    e = c.environment
+    lines.append(f"{c.model} on {e['device']}, {e['dtype']}, {e['threads']} threads, torch {e['torch']}; one run each")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Attention rows on demand: exactly the rows that a method asks for, from a layer's own q and k.
+
+The layers themselves run a fused kernel that returns no weights. A probe holds one layer together with the hidden
+states that entered it, and repeats the first half of its attention for some rows. It books the FLOPs it spends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers.models.llama.modeling_llama import rotate_half
+
+from . import cost
+
+CHUNK = 1 << 25  # scores computed at a time
+
+
+def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None) -> Tensor:
+    """q [heads, r, d], k [kv_heads, n, d] -> softmax(q k^T * scale), [heads, r, n] float32.
+
+    rows [r]: places of the queries among the keys for a causal mask; None: every key is seen. Each group of
+    heads / kv_heads queries shares one key head (GQA).
+    """
+    heads, n = q.shape[0], k.shape[1]
+    k = k.repeat_interleave(heads // k.shape[0], 0).transpose(1, 2)  # [heads, d, n]
+    step = max(1, CHUNK // (heads * n))
+    parts = []
+    for start in range(0, q.shape[1], step):
+        scores = (q[:, start : start + step] @ k) * scale  # [heads, step, n]
+        if rows is not None:
+            future = torch.arange(n, device=k.device) > rows[start : start + step, None]  # [step, n]
+            scores = scores.masked_fill(future, float("-inf"))
+        parts.append(scores.softmax(-1, dtype=torch.float32))
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+class EncoderProbe:
+    """One CLIP encoder layer and the tokens that entered it, [n, C]."""
+
+    def __init__(self, layer: nn.Module, entered: Tensor):
+        self.layer, self.entered, self.flops = layer, entered, 0
+        self._normed = self._keys = None
+
+    @property
+    def tokens(self) -> int:
+        return self.entered.shape[0]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        """[n, C] -> [heads, n, d]"""
+        attention = self.layer.self_attn
+        return x.view(x.shape[0], attention.num_heads, attention.head_dim).transpose(0, 1)
+
+    def _input(self) -> Tensor:
+        if self._normed is None:
+            self._normed = self.layer.layer_norm1(self.entered)
+        return self._normed
+
+    def keys(self) -> Tensor:
+        """k_proj output, bias included, [heads, n, d]; computed once."""
+        if self._keys is None:
+            self._keys = self._heads(self.layer.self_attn.k_proj(self._input()))
+            width = self.entered.shape[1]
+            self.flops += cost.linear_flops(self.tokens, width, width)
+        return self._keys
+
+    def attention(self, rows: Tensor) -> Tensor:
+        """rows [r] int64 -> [heads, r, n] float32."""
+        attention, keys = self.layer.self_attn, self.keys()
+        q = self._heads(attention.q_proj(self._input()[rows]))  # [heads, r, d]
+        heads, width = attention.num_heads, self.entered.shape[1]
+        self.flops += cost.rows_attention_flops(
+            len(rows), self.tokens, heads, attention.head_dim, width, heads, project_keys=False
+        )
+        return softmax_rows(q, keys, attention.scale, None)
+
+
+class DecoderProbe:
+    """One decoder layer and the sequence that entered it, [S, C].
+
+    rope: (cos, sin) each [S, d] at the sequence's positions. cached: the layer's keys after RoPE [kv_heads, S, d] if it
+    has run, which spares projecting them again.
+    """
+
+    def __init__(self, layer: nn.Module, entered: Tensor, rope: tuple[Tensor, Tensor], cached: Tensor | None = None):
+        self.layer, self.entered, self.rope, self.cached, self.flops = layer, entered, rope, cached, 0
+
+    @property
+    def tokens(self) -> int:
+        return self.entered.shape[0]
+
+    def _turned(self, projected: Tensor, rows: Tensor | slice) -> Tensor:
+        """[r, heads * d] -> [heads, r, d] with RoPE."""
+        cos, sin = (part[rows] for part in self.rope)
+        x = projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim).transpose(0, 1)
+        return x * cos + rotate_half(x) * sin
+
+    def keys(self) -> Tensor:
+        if self.cached is None:
+            attention, everything = self.layer.self_attn, slice(None)
+            projected = attention.k_proj(self.layer.input_layernorm(self.entered))
+            self.cached = self._turned(projected, everything)
+            self.flops += cost.linear_flops(self.tokens, self.entered.shape[1], projected.shape[1])
+        return self.cached
+
+    def attention(self, rows: Tensor) -> Tensor:
+        """rows [r] int64 -> [heads, r, S] float32, causal."""
+        attention, keys = self.layer.self_attn, self.keys()
+        q = self._turned(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows)
+        heads, kv_heads = q.shape[0], keys.shape[0]
+        self.flops += cost.rows_attention_flops(
+            len(rows), self.tokens, heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False
+        )
+        return softmax_rows(q, keys, attention.scaling, rows)

@@ -1,0 +1,127 @@
+"""Several methods, one image and question: a Comparison, or the stream of events that leads to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from . import engine, methods
+from .images import load_rgb
+from .measure import environment
+from .methods.base import Method
+from .models import VLM
+from .results import Run
+
+
+class Event(NamedTuple):
+    """kind, index and method of the column (None at "start" and "done"), data.
+
+    Kinds: "start" (data: titles), "stage" ({"stage": name}), "token" ({"text": answer so far}), "run" (Run), "error"
+    (message), "done" (Comparison).
+    """
+
+    kind: str
+    index: int | None
+    method: Method | None
+    data: Any
+
+
+@dataclass
+class Comparison:
+    question: str
+    model: str
+    runs: list[Run]
+    environment: dict[str, Any]
+
+    def to_dict(self) -> dict:
+        return {
+            "question": self.question,
+            "model": self.model,
+            "runs": [run.to_dict() for run in self.runs],
+            "environment": self.environment,
+        }
+
+    def to_json(self, indent: int | None = None) -> str:
+        return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
+
+
+def run(vlm: VLM, image, question: str, method="full", *, max_new_tokens: int = 16, seed: int = 0, **hyper) -> Run:
+    """One method on one image. method: anything `methods.resolve` takes; `hyper` overrules its hyper-parameters.
+
+    Raises ValueError for bad input and for a method that does not suit the model.
+    """
+    method = methods.resolve(method, **hyper)
+    return engine.run(vlm, image, question, method, max_new_tokens=_length(max_new_tokens), seed=_seed(seed))
+
+
+def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comparison:
+    """The runs of several methods; `chosen` and options as in `compare_events`."""
+    for event in compare_events(vlm, image, question, chosen, **options):
+        last = event.data
+    return last
+
+
+def compare_events(
+    vlm: VLM, image, question: str, chosen: Iterable, *, max_new_tokens: int = 16, seed: int = 0
+) -> Iterator[Event]:
+    """Run the methods one after another and yield an Event at every step, the last being "done".
+
+    Bad input raises ValueError here, before the first event. A method that does not suit the model or the image gives
+    an "error" event and a Run with that error; the other columns go on. Closing the generator stops the work.
+    """
+    if isinstance(chosen, str | dict | Method):
+        chosen = [chosen]
+    columns = [methods.resolve(x) for x in chosen]
+    if not columns:
+        raise ValueError("no method to compare; name at least one")
+    image = load_rgb(image)
+    question = vlm.check_question(question)
+    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed)}
+    return _events(vlm, image, question, columns, options)
+
+
+def _events(vlm: VLM, image: Image.Image, question: str, columns: list[Method], options: dict) -> Iterator[Event]:
+    yield Event("start", None, None, [method.card.title for method in columns])
+    engine.warm_up(vlm)
+    key, runs = engine.picture_key(image), []
+    for index, method in enumerate(columns):
+        try:
+            with closing(engine.stream(vlm, image, question, method, key=key, **options)) as stream:
+                for kind, data in stream:
+                    if kind == "run":
+                        runs.append(data)
+                    named = {"stage": "stage", "token": "text"}.get(kind)
+                    yield Event(kind, index, method, {named: data} if named else data)
+        except ValueError as error:
+            runs.append(Run(method, error=str(error)))
+            yield Event("error", index, method, str(error))
+    yield Event("done", None, None, Comparison(question, vlm.name, runs, environment(vlm.device, vlm.dtype)))
+
+
+def _length(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= engine.MAX_NEW_TOKENS:
+        raise ValueError(f"max_new_tokens must be a whole number from 1 to {engine.MAX_NEW_TOKENS}, got {value!r}")
+    return value
+
+
+def _seed(value) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {value!r}")
+    return value
+
+
+class _Callable(ModuleType):
+    """`vtc_demo.compare` is this module and, called, its function of the same name."""
+
+    def __call__(self, *args, **kwargs) -> Comparison:
+        return compare(*args, **kwargs)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,0 +1,97 @@
+"""Models by family. `load_vlm` finds the adapter by the config's model_type."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoProcessor
+
+from .base import VLM, Adapter
+from .llava import LlavaAdapter
+
+__all__ = ["FAMILIES", "VLM", "Adapter", "load_vlm"]
+
+FAMILIES: dict[str, Adapter] = {a.model_type: a for a in (LlavaAdapter(),)}
+EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "models" / "embedded"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of reading somebody's files
+
+
+def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: str | None = None) -> VLM:
+    """A model ready to run: "embedded" (ships with the repository), a folder, or a hub id (uses the network once).
+
+    device: default cuda if there is one, else cpu. dtype: torch dtype or its name; default float32 on a CPU, bfloat16
+    elsewhere. revision: commit or tag of a hub repository. Code from a repository is never run; only safetensors
+    weights are read. Raises ValueError if there is no such model, it cannot be had, or its family does not run here.
+    """
+    source, local = _source(str(name))
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    options = {"revision": revision, "local_files_only": local, "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except FAILURES as error:
+        raise ValueError(_cannot(name, error)) from error
+    adapter = FAMILIES.get(config.model_type)
+    if adapter is None:
+        raise ValueError(f"cannot run {name}: its family is {config.model_type!r}. {_families()}")
+    try:
+        adapter.check(config)
+        model, info = adapter.load(source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options)
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except FAILURES as error:
+        raise ValueError(_cannot(name, error)) from error
+    if info["missing_keys"]:
+        raise ValueError(f"cannot run {name}: weights are missing, among them {min(info['missing_keys'])}")
+    return VLM(model.to(device), processor, adapter, str(name))
+
+
+def _source(name: str) -> tuple[str, bool]:
+    """(what to load from, whether it must not use the network)."""
+    if name == "embedded":
+        if not (EMBEDDED / "config.json").is_file():
+            raise ValueError(
+                f"the embedded model is missing: no config.json in {EMBEDDED}. Get the whole repository, or make the "
+                "model with: python -m vtc_demo train embedded"
+            )
+        return str(EMBEDDED), True
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder), True
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
+        raise ValueError(
+            f"unknown model {name!r}; give 'embedded', a folder, or a hub id such as owner/name. {_families()}"
+        )
+    return name, False
+
+
+def _device(device) -> torch.device:
+    wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(wanted)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"device {wanted!r} cannot be used here; choose cpu or cuda") from error
+    return found
+
+
+def _dtype(dtype, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = DTYPES.get(str(dtype).removeprefix("torch."))
+    if found is None:
+        raise ValueError(f"dtype {dtype!r} cannot be used; choose {', '.join(DTYPES)}")
+    return found
+
+
+def _families() -> str:
+    return "These run: " + "; ".join(a.description for a in FAMILIES.values()) + "."
+
+
+def _cannot(name, error: Exception) -> str:
+    """One line; the libraries' own messages run over several."""
+    reason = " ".join(str(error).split())[:300] or type(error).__name__
+    return f"cannot load {name}: {reason} Check the name and the network, or use 'embedded' or a local folder. {_families()}"

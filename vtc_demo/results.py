@@ -1,0 +1,66 @@
+"""What a run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .methods.base import Method
+from .tokens import Step, Trace
+
+
+@dataclass
+class Run:
+    """One answer of one method. timings in milliseconds, flops at 2 per multiply-add; both by stage with their total.
+
+    token_ids: the answer, the end-of-answer token included if it came. kv_bytes, kv_lengths [layers]: the cache at the
+    end. vision_shared: the vision pass was made earlier for the same image; its measured time is in the timings.
+    error: why there is no answer; then the other fields are empty.
+    """
+
+    method: Method
+    answer: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    trace: Trace | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+    flops: dict[str, int] = field(default_factory=dict)
+    kv_bytes: int = 0
+    kv_lengths: list[int] = field(default_factory=list)
+    vision_shared: bool = False
+    error: str | None = None
+
+    @property
+    def visual_tokens(self) -> int:
+        """Visual tokens entering the last LLM layer."""
+        return self.trace.schedule[-1] if self.trace else 0
+
+    def to_dict(self) -> dict:
+        """JSON-ready. tokens0: patches of the whole image, the base of every ratio."""
+        trace = self.trace
+        return {
+            "method": self.method.spec(),
+            "title": self.method.card.title,
+            "answer": self.answer,
+            "tokens0": trace.patches if trace else 0,
+            "visual_tokens": self.visual_tokens,
+            "schedule": trace.schedule if trace else [],
+            "equivalent_tokens": trace.equivalent_tokens if trace else 0.0,
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
+            "flops": self.flops,
+            "kv_bytes": self.kv_bytes,
+            "kv_lengths": self.kv_lengths,
+            "grid": list(trace.grid) if trace else [],
+            "sites": [self._site(step) for step in trace.steps] if trace else [],
+            "vision_shared": self.vision_shared,
+            "error": self.error,
+        }
+
+    def _site(self, step: Step) -> dict:
+        fate = self.trace.fate(step.site)
+        return {
+            "site": str(step.site),
+            "tokens": step.reduction.m,
+            "counts": fate.counts,
+            "status": fate.status.tolist(),
+            "weight": [round(w, 3) for w in fate.weight.tolist()],
+            "home": fate.home.tolist(),
+        }

@@ -1,0 +1,90 @@
+"""What a method sees at a site: the View of `methods.base`, over the engine's state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention import DecoderProbe, EncoderProbe
+from .methods.base import ModelShape
+from .tokens import Site, Trace
+
+Probe = EncoderProbe | DecoderProbe
+
+
+@dataclass
+class SiteView:
+    """See `methods.base.View`. start: place of the first visual token in the sequence (LLM sites only)."""
+
+    site: Site
+    shape: ModelShape
+    hidden: Tensor  # [n, C]
+    extra: int
+    tokens0: int
+    seed: int
+    trace: Trace
+    previous: Probe | None = None
+    next: Probe | None = None
+    sequence: Tensor | None = None  # [S, C]
+    start: int = 0
+
+    @property
+    def visual(self) -> Tensor | None:
+        if self.sequence is None:
+            return None
+        return torch.arange(self.start, self.start + len(self.hidden), device=self.hidden.device)
+
+    @property
+    def text(self) -> Tensor | None:
+        if self.sequence is None:
+            return None
+        places = torch.arange(len(self.sequence), device=self.hidden.device)
+        return torch.cat([places[: self.start], places[self.start + len(self.hidden) :]])
+
+    @property
+    def anchors(self) -> Tensor:
+        return (self.trace.product().anchor - self.trace.extra).clamp(min=-1).to(self.hidden.device)
+
+    @property
+    def sizes(self) -> Tensor:
+        return self.trace.sizes().to(self.hidden.device)
+
+    def attention(self, rows: Any = "last", *, of: str = "previous") -> Tensor:
+        if of not in ("previous", "next"):
+            raise ValueError(f"attention of={of!r}; choose 'previous' or 'next'")
+        probe = self.previous if of == "previous" else self.next
+        if probe is None:
+            raise ValueError(f"at {self.site} there is no {of} layer with attention")
+        return probe.attention(self._rows(rows, probe.tokens))
+
+    def keys(self) -> Tensor:
+        if not isinstance(self.previous, EncoderProbe):
+            raise ValueError(f"at {self.site} no encoder layer has just run; keys are for encoder sites")
+        return self.previous.keys()
+
+    def _rows(self, rows: Any, tokens: int) -> Tensor:
+        """Row names as places among the layer's tokens, [r] int64."""
+        if isinstance(rows, Tensor):
+            return rows.to(self.hidden.device).long()
+        places = torch.arange(tokens, device=self.hidden.device)
+        in_llm = self.sequence is not None
+        if rows == "all":
+            return places
+        if rows == "cls" and not in_llm:
+            if not self.extra:
+                raise ValueError(f"at {self.site} there is no CLS token; ask for 'all' rows")
+            return places[:1]
+        if rows == "visual":
+            return self.visual if in_llm else places[self.extra :]
+        if rows in ("last", "text") and in_llm:
+            return places[-1:] if rows == "last" else self.text
+        names = "last, text, visual, all" if in_llm else "cls, visual, all"
+        raise ValueError(f"at {self.site} there are no rows {rows!r}; choose {names} or give an index tensor")
+
+    @property
+    def spent(self) -> int:
+        """FLOPs of the attention asked for."""
+        return sum(probe.flops for probe in (self.previous, self.next) if probe is not None)
