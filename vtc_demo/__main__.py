@@ -1,4 +1,4 @@
-"""The shell: `python -m vtc_demo compare|methods|train`. Bad input prints one line on stderr and exits with 2."""
+"""The shell: `python -m vtc_demo COMMAND`. Bad input prints one line on stderr and exits with 2."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import argparse
 import json
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
+OWN_OPTIONS = {"train": "training", "evaluate": "evaluation"}  # commands that read their own options
 DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
 
 
@@ -24,10 +26,8 @@ def fail(message: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
-        if argv[:1] == ["train"]:  # has its own options
-            from . import training
-
-            return training.main(argv[1:]) or 0
+        if argv[:1] and argv[0] in OWN_OPTIONS:
+            return import_module(f".{OWN_OPTIONS[argv[0]]}", __package__).main(argv[1:]) or 0
         args = parser().parse_args(argv)
         return args.run(args)
     except ValueError as error:
@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def parser() -> Parser:
     top = Parser(prog="python -m vtc_demo", description="Visual token compression, side by side.")
-    commands = top.add_subparsers(title="commands", required=True, metavar="compare|methods|train", parser_class=Parser)
+    commands = top.add_subparsers(title="commands", required=True, metavar="COMMAND", parser_class=Parser)
     compare = commands.add_parser("compare", help="run several methods on one image and question")
     compare.add_argument("names", nargs="*", metavar="METHOD", help="name or name@retention, e.g. full fastervlm@0.25")
     compare.add_argument("--model", default="embedded", help="embedded, a folder or a hub id (default: embedded)")
@@ -57,6 +57,7 @@ def parser() -> Parser:
     methods.add_argument("--methods", nargs="+", default=[], metavar="FOLDER", help="folders with method files")
     methods.set_defaults(run=run_methods)
     commands.add_parser("train", help="train what the repository ships (see train --help)", add_help=False)
+    commands.add_parser("evaluate", help="accuracy on held-out scenes (see evaluate --help)", add_help=False)
     for command in (compare, methods):
         command.add_argument("--methods-dir", action="append", default=[], metavar="FOLDER", help="a folder of methods")
         command.add_argument("--json", action="store_true", help="print JSON")
