@@ -102,5 +102,6 @@ def markdown(record: dict) -> str:
         cells += [f"{100 * row['kinds'][kind]['accuracy']:.1f}" for kind in kinds]
         lines.append(" | ".join(cells))
     where = record["environment"]
-    note = f"{record['questions']} held-out questions, exact match, in percent. {where['date']}, {where['device']}, {where['dtype']}."
+    note = f"{record['questions']} held-out questions, exact match, in percent. "
+    note += f"{where['date'][:10]}, {where['device']}, {where['dtype']}."
     return "\n".join(f"| {line} |" for line in lines) + f"\n\n{note}"
