@@ -305,7 +305,7 @@ class Pass:
         return Prefilled(cache, positions, token, text)
 
     def _evict(self, cache: DynamicCache, start: int, held: list[Tensor], alive: Tensor, reduction: Reduction) -> None:
-        """Remove the dropped visual tokens from every layer's cache; held [layers] of [n]: the tokens each one holds."""
+        """Remove the dropped visual tokens from every layer's cache. held [layers] of [n]: those that each holds."""
         if not reduction.is_selection:
             raise ValueError(f"{self.method.card.name}: cache entries can be selected, not merged")
         gone = alive[torch.ones_like(alive, dtype=torch.bool).index_fill_(0, reduction.anchor, False)]

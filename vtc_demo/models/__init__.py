@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoProcessor
 
@@ -27,7 +29,7 @@ def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: s
     elsewhere. revision: commit or tag of a hub repository. Code from a repository is never run; only safetensors
     weights are read. Raises ValueError if there is no such model, it cannot be had, or its family does not run here.
     """
-    source, local = _source(str(name))
+    source, local = _source(str(name), revision)
     device = _device(device)
     dtype = _dtype(dtype, device)
     options = {"revision": revision, "local_files_only": local, "trust_remote_code": False}
@@ -49,7 +51,7 @@ def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: s
     return VLM(model.to(device), processor, adapter, str(name))
 
 
-def _source(name: str) -> tuple[str, bool]:
+def _source(name: str, revision: str | None) -> tuple[str, bool]:
     """(what to load from, whether it must not use the network)."""
     if name == "embedded":
         if not (EMBEDDED / "config.json").is_file():
@@ -65,7 +67,18 @@ def _source(name: str) -> tuple[str, bool]:
         raise ValueError(
             f"unknown model {name!r}; give 'embedded', a folder, or a hub id such as owner/name. {_families()}"
         )
-    return name, False
+    return name, not _on_hub(name, revision)
+
+
+def _on_hub(name: str, revision: str | None) -> bool:
+    """Whether the hub can be reached; one request, where loading would retry every file for half a minute."""
+    try:
+        HfApi().model_info(name, revision=revision, timeout=10)
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ValueError(f"the hub has no public model {name} at revision {revision or 'main'}") from error
+    except Exception:  # no network, offline mode, a proxy: each has its own class; the cache is what is left
+        return False
+    return True
 
 
 def _device(device) -> torch.device:
@@ -94,4 +107,5 @@ def _families() -> str:
 def _cannot(name, error: Exception) -> str:
     """One line; the libraries' own messages run over several."""
     reason = " ".join(str(error).split())[:300] or type(error).__name__
-    return f"cannot load {name}: {reason} Check the name and the network, or use 'embedded' or a local folder. {_families()}"
+    advice = "Check the name and the network, or use 'embedded' or a local folder."
+    return f"cannot load {name}: {reason} {advice} {_families()}"

@@ -42,7 +42,7 @@ class Adapter(ABC):
 
     @abstractmethod
     def embed_image(self, model, pixels: Tensor, resized: bool) -> Tensor:
-        """pixels [1, 3, H, W] -> what enters encoder layer 0, [1, extra + patches, C]; resized: H, W are not the usual."""
+        """pixels [1, 3, H, W] -> what enters encoder layer 0, [1, extra + patches, C]; resized: not the usual H, W."""
 
     @abstractmethod
     def project(self, model, features: Tensor) -> Tensor:
