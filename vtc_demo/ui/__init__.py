@@ -1,0 +1,53 @@
+"""The page. `build(vlm)` makes it, `LAUNCH` holds the settings it must be launched with. One file per tab."""
+
+from __future__ import annotations
+
+from html import escape
+
+import gradio as gr
+
+from . import about, api, serve, theme
+from .compare import Compare
+
+TITLE = "Visual token compression, side by side"
+
+# Upload limit, no directory served, no error details, nothing sent anywhere.
+LAUNCH = {
+    "theme": theme.THEME,
+    "css_paths": [theme.CSS],
+    "head": f"<script>{theme.JS.read_text(encoding='utf-8')}</script>",
+    "max_file_size": "10mb",
+    "show_error": False,
+    "allowed_paths": [],
+    "enable_monitoring": False,
+    "run_history": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "footer_links": [],
+    "share": False,
+    "pwa": False,
+}
+
+
+def build(vlm) -> gr.Blocks:
+    """The page for one loaded model, its first view already computed."""
+    stream = serve.streamer(vlm)
+    tab = Compare(stream, vlm.shape.patches, embedded=vlm.spec.layers <= 12)
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
+        gr.HTML(_header(vlm), apply_default_css=False, elem_id="vtc-header")
+        with gr.Tabs(elem_id="vtc-tabs"):
+            with gr.Tab("Compare"):
+                tab.build()
+            with gr.Tab("About"):
+                about.build()
+        api.build(stream)
+    return page.queue(max_size=32, default_concurrency_limit=1)
+
+
+def _header(vlm) -> str:
+    name = "Embedded VLM" if vlm.name == "embedded" else vlm.name.rstrip("/").rsplit("/", 1)[-1]
+    device = str(vlm.device).upper().split(":")[0]
+    return (
+        f'<header class="vtc-top"><h1>{TITLE}</h1><span class="pill">{escape(name)} · {escape(device)}</span>'
+        '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button></header>'
+    )

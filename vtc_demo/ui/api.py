@@ -1,0 +1,61 @@
+"""The named endpoints for programs: /compare and /methods."""
+
+from __future__ import annotations
+
+import logging
+
+import gradio as gr
+
+from ..images import load_rgb
+from . import serve
+
+
+class SafeImage(gr.Image):
+    """An image input whose bad files give a plain message; Gradio's own reading happens before any handler."""
+
+    is_template = True
+
+    def preprocess(self, payload):
+        if payload is None:
+            return None
+        try:
+            return load_rgb(payload.path)
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+
+
+def build(stream) -> None:
+    """Endpoints without a face; their components are hidden. stream: see `serve.streamer`."""
+
+    def compare(question, methods, scene, image) -> dict:
+        """Compare methods on a built-in scene or on an image.
+
+        question: text. methods: list of "name", "name@retention" or {"method": name, ...}. scene: number of a
+        built-in scene (used if no image is given). image: an image file. Returns the comparison as a dict.
+        """
+        try:
+            picture = image if image is not None else serve.scene(scene).image
+            last = None
+            for _, _, last in stream(picture, question, methods if isinstance(methods, list) else [methods]):
+                pass
+            return last
+        except ValueError as error:
+            raise gr.Error(str(error)) from None
+        except Exception:
+            logging.exception("an API comparison failed")
+            raise gr.Error("something went wrong on the server; try again") from None
+
+    with gr.Column(visible=False):
+        question = gr.Textbox(label="question")
+        chosen = gr.JSON(label="methods", value=["full", "fastervlm@0.11"])
+        scene = gr.Number(0, label="scene", precision=0)
+        image = SafeImage(label="image", value=None)
+        result = gr.JSON(label="comparison")
+        gr.Button().click(
+            compare, [question, chosen, scene, image], result, api_name="compare",
+            api_description=compare.__doc__, concurrency_id="model", concurrency_limit=1,
+        )  # fmt: skip
+        gr.Button().click(
+            serve.catalogue, None, result, api_name="methods", queue=False,
+            api_description="Every method: its card and its hyper-parameters.",
+        )  # fmt: skip

@@ -1,0 +1,139 @@
+"""The result cards of Compare, as HTML: finished, running, failed. All text is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from .. import viz
+from . import summary
+
+MARKS = {"right": "✓", "wrong": "✕", "neutral": "•", "running": ""}
+WAITING = {
+    "preprocess": "preparing the picture",
+    "vision": "looking at the picture",
+    "projector": "projecting",
+    "prefill": "reading the tokens",
+    "decode": "answering",
+}
+
+
+def card(
+    run: dict,
+    picture: str,
+    *,
+    full: dict | None = None,
+    truth: str | None = None,
+    evidence: np.ndarray | None = None,
+    longest: float = 0.0,
+) -> str:
+    """A finished run. full: the run of the full model, for speed-ups; longest: ms that fill the time bar."""
+    if run.get("error"):
+        return failed(run["error"], picture)
+    times = run["timings_ms"]
+    state, remark = viz.verdict(run, truth, full)
+    busy = viz.busy_ms(run)
+    return f"""<div class="vtc-body">
+<div class="vtc-picture">{viz.mask(run, picture, evidence, run["title"])}<div class="vtc-tip" role="status"></div></div>
+{_player(run)}
+{banner(state, run["answer"], remark)}
+<dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
+<p class="vtc-caption">tokens entering each layer</p>{viz.layer_bars(run)}
+<p class="vtc-caption">where the time went · <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
+{viz.stage_bar(run, max(longest, busy))}
+<p class="vtc-foot"><span>FLOPs <b>{viz.quantity(run["flops"]["total"])}</b></span>
+<span>KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
+
+
+def _player(run: dict) -> str:
+    frames = viz.frames(run)
+    last = len(frames) - 1
+    return (
+        '<div class="vtc-player"><button type="button" class="vtc-play" aria-label="Play the pass">▶</button>'
+        f'<input type="range" class="vtc-site" min="0" max="{last}" step="1" value="{last}" '
+        f'aria-label="Place in the pass" aria-valuetext="{escape(frames[-1]["label"])}">'
+        f"<output>{escape(frames[-1]['label'])}</output></div>"
+    )
+
+
+def banner(state: str, answer: str, remark: str) -> str:
+    """The answer, so large that it is seen from across a room."""
+    text = escape(answer) or "<i>no answer</i>"
+    return (
+        f'<div class="vtc-answer {state}"><span class="mark" aria-hidden="true">{MARKS[state]}</span>'
+        f'<span class="text">{text}</span><span class="remark">{escape(remark)}</span></div>'
+    )
+
+
+def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
+    average = run["equivalent_tokens"]
+    uneven = len(set(run["schedule"])) > 1
+    tokens = (f"{run['visual_tokens']}<small>/{run['tokens0']}</small>", f"average {average:.0f}" if uneven else "")
+    boxes = [_figure("visual tokens", *tokens, "visual tokens at the last LLM layer; average over the layers")]
+    if full is None:
+        boxes.append(_figure("first token", f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "", "time to first token"))
+    else:
+        gain, expected = viz.speedup(run, full)
+        note = "time to first token: the full model's over this one's, measured in one pass; expected from FLOPs"
+        boxes.append(_figure("first token", f"{gain:.2g}×" if gain < 10 else f"{gain:.0f}×", f"expected {expected:.1f}×", note))
+    share = None if evidence is None else viz.evidence_share(run, evidence)
+    if share is not None:
+        boxes.append(_figure("evidence", f"{share:.0%}", "kept", "share of the patches that carry the answer"))
+    elif not uneven:
+        boxes.append(_figure("of all", f"{average / max(run['tokens0'], 1):.0%}", "tokens", "share of the visual tokens"))
+    else:
+        boxes.append(_figure("average", f"{average / max(run['tokens0'], 1):.0%}", "per layer", "mean share over the layers"))
+    return "".join(boxes)
+
+
+def _figure(label: str, value: str, note: str, title: str) -> str:
+    return f'<div title="{escape(title)}"><dt>{label}</dt><dd>{value}</dd><dd class="note">{note}&nbsp;</dd></div>'
+
+
+def running(picture: str, stage: str = "", text: str = "") -> str:
+    """A card whose run is under way or still waits for its turn; the shape of the finished card."""
+    remark = WAITING.get(stage, stage or "waiting")
+    bones = "".join(f'<div class="vtc-bone" style="height:{h}px"></div>' for h in (58, 44, 14, 14))
+    return f"""<div class="vtc-body is-running" aria-busy="true">
+<div class="vtc-picture"><img src="{escape(picture)}" alt=""></div>
+<div class="vtc-progress{" go" if stage else ""}"></div>
+<div class="vtc-answer running"><span class="text">{escape(text)}</span><span class="remark">{escape(remark)}</span></div>
+{bones}</div>"""
+
+
+def failed(message: str, picture: str = "") -> str:
+    """A column that could not run, with the reason."""
+    image = f'<div class="vtc-picture"><img src="{escape(picture)}" alt=""></div>' if picture else ""
+    return f'<div class="vtc-body">{image}<p class="vtc-problem" role="alert">{escape(message)}</p></div>'
+
+
+# -- the strip on top -----------------------------------------------------------------------------------------------
+LEGEND = (
+    '<ul class="vtc-legend"><li class="kept">kept</li><li class="merged">merged</li>'
+    '<li class="dropped">dropped</li><li class="evidence">evidence</li></ul>'
+)
+STAGE_LEGEND = (
+    '<ul class="vtc-legend stages">'
+    + "".join(f'<li class="vtc-stage-{k}">{name}</li>' for k, name in viz.STAGES.items())
+    + "</ul>"
+)
+
+
+def strip(runs: list[dict], hues: dict[str, str], question: str, truth: str | None) -> str:
+    """The computed sentence and the legends. runs: those that gave an answer."""
+    what, time = summary.sentence(runs, hues, truth)
+    return _strip(f'<p class="what">{what}</p><p class="time">{time}</p>')
+
+
+def waiting(question: str) -> str:
+    return _strip(f'<p class="what">{escape(question)}</p><p class="time">The methods answer one after another …</p>')
+
+
+def problem(message: str) -> str:
+    """What went wrong with the request and what to do, in place of the sentence."""
+    return _strip(f'<p class="what vtc-problem" role="alert">{escape(message)}</p>')
+
+
+def _strip(text: str) -> str:
+    return f'<div class="vtc-strip"><div class="vtc-said" aria-live="polite">{text}</div>{LEGEND}{STAGE_LEGEND}</div>'

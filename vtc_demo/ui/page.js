@@ -1,0 +1,276 @@
+// The page's behaviour: controls that Gradio has not got, the site slider of the cards, light and dark.
+// Text from results is only ever set as textContent.
+(() => {
+  const make = (tag, attributes = {}, ...children) => {
+    const node = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) if (value != null) node.setAttribute(name, value);
+    node.append(...children);
+    return node;
+  };
+
+  // -- light and dark: the visitor's choice, else the system's ---------------------------------------------------
+  const store = { get: () => { try { return localStorage.getItem("vtc-theme"); } catch { return null; } },
+                  set: (v) => { try { localStorage.setItem("vtc-theme", v); } catch { /* private window */ } } };
+  const dark = () => document.body.classList.contains("dark");
+  const paint = (to) => document.body.classList.toggle("dark", to);
+  const mine = () => { const chosen = store.get(); if (chosen) paint(chosen === "dark"); };
+
+  // -- controls --------------------------------------------------------------------------------------------------
+  function pictures(element, props, pick) {
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      for (const b of element.querySelectorAll("[data-seed]")) b.setAttribute("aria-pressed", b === button);
+      props.value = { seed: button.dataset.seed === "new" ? "new" : Number(button.dataset.seed) };
+      pick({});
+    });
+  }
+
+  function chips(element, props, pick, watch) {
+    const draw = () => {
+      const buttons = props.value.questions.map((text) => make("button", { type: "button" }, text));
+      element.querySelector(".chips").replaceChildren(...buttons);
+    };
+    element.addEventListener("click", (event) => {
+      const button = event.target.closest("button");
+      if (!button) return;
+      props.value = { ...props.value, chosen: button.textContent };
+      pick({});
+    });
+    draw();
+    watch("value", draw);
+  }
+
+  function slider(range, read, show, done) {
+    range.addEventListener("input", show);
+    range.addEventListener("change", () => { show(); done(read()); });
+    show();
+  }
+
+  function budget(element, props, pick) {
+    const range = element.querySelector("input"), total = props.value.total;
+    const show = () => {
+      const n = Number(range.value);
+      element.querySelector("output").textContent = `${n} of ${total} kept`;
+      element.querySelector(".share").textContent = `${Math.round((100 * n) / total)} %`;
+      range.style.setProperty("--at", `${(100 * (n - range.min)) / (range.max - range.min)}%`);
+      for (const b of element.querySelectorAll(".marks button")) b.setAttribute("aria-pressed", Number(b.dataset.tokens) === n);
+    };
+    const done = (tokens) => { props.value = { tokens, total }; pick({}); };
+    slider(range, () => Number(range.value), show, done);
+    element.querySelector(".marks").addEventListener("click", (event) => {
+      const n = event.target.dataset.tokens;
+      if (!n) return;
+      range.value = n;
+      show();
+      done(Number(n));
+    });
+  }
+
+  function head(element, props, pick) {
+    const select = element.querySelector("select"), settings = element.querySelector(".settings");
+    const column = element.closest(".vtc-col"), gear = element.querySelector(".gear");
+    const set = (change, tell = true) => { props.value = { ...props.value, ...change }; if (tell) pick({}); };
+    const total = () => Number(document.querySelector(".vtc-budget input")?.max ?? 576);
+
+    const describe = () => {
+      const method = props.catalogue[props.value.method];
+      column.style.setProperty("--m", props.hues[props.value.method]);
+      element.querySelector(".kind").textContent = method.kind;
+      element.querySelector(".about").textContent = method.summary;
+      settings.replaceChildren(...(method.retention ? [own()] : []), ...method.parameters.map(parameter),
+        make("p", { class: "notes" }, method.notes.join(" · ")));
+    };
+    const own = () => {
+      const box = make("input", { type: "checkbox" });
+      const range = make("input", { type: "range", min: Math.ceil(total() / 100), max: total(), step: 1, value: props.value.tokens,
+        "aria-label": "Visual tokens kept in this column" });
+      const out = make("output"), row = make("div", { class: "range" }, range, out);
+      box.checked = props.value.own;
+      row.hidden = !box.checked;
+      box.addEventListener("change", () => { row.hidden = !box.checked; set({ own: box.checked }); });
+      slider(range, () => Number(range.value), () => { out.textContent = `${range.value} of ${total()}`; }, (tokens) => set({ tokens }));
+      return make("div", { class: "param" }, make("label", {}, box, " own number of tokens"), row);
+    };
+    const parameter = (p) => {
+      const now = props.value.params[p.name] ?? p.default;
+      const put = (value) => set({ params: { ...props.value.params, [p.name]: value } });
+      const label = make("label", {}, make("span", {}, p.name.replaceAll("_", " ")), make("small", {}, p.help ?? ""));
+      if (typeof p.default === "boolean") {
+        const box = make("input", { type: "checkbox" });
+        box.checked = now;
+        box.addEventListener("change", () => put(box.checked));
+        label.prepend(box);
+        return make("div", { class: "param" }, label);
+      }
+      if (p.choices) {
+        const list = make("select", {}, ...p.choices.map((c) => make("option", { value: c }, String(c))));
+        list.value = now;
+        list.addEventListener("change", () => put(p.choices.find((c) => String(c) === list.value)));
+        label.append(list);
+        return make("div", { class: "param" }, label);
+      }
+      const whole = Number.isInteger(p.default) && (p.step == null || Number.isInteger(p.step));
+      const bounded = p.low != null && p.high != null;
+      const field = make("input", { type: typeof p.default === "string" ? "text" : bounded ? "range" : "number", min: p.low, max: p.high,
+        step: p.step ?? (whole ? 1 : "any"), value: now });
+      const out = make("output");
+      slider(field, () => (typeof p.default === "string" ? field.value : Number(field.value)),
+        () => { out.textContent = bounded ? field.value : ""; }, put);
+      label.append(make("div", { class: "range" }, field, out));
+      return make("div", { class: "param" }, label);
+    };
+
+    select.addEventListener("change", () => { set({ method: select.value, params: {} }); describe(); });
+    gear.addEventListener("click", () => {
+      settings.hidden = !settings.hidden;
+      gear.setAttribute("aria-expanded", !settings.hidden);
+    });
+    const show = (on, tell) => {
+      column.classList.toggle("vtc-off", !on);
+      set({ on }, tell);
+      const columns = document.querySelectorAll(".vtc-col:not(.vtc-off)").length;
+      column.parentElement.style.setProperty("--columns", columns);
+      column.parentElement.classList.toggle("vtc-least", columns <= 2);
+      document.querySelector(".vtc-add")?.toggleAttribute("hidden", columns >= 4);
+    };
+    element.querySelector(".close").addEventListener("click", () => show(false, true));
+    column.addEventListener("vtc:show", () => show(true, true));
+    describe();
+    show(props.value.on, false);
+  }
+
+  // -- cards -----------------------------------------------------------------------------------------------------
+  const read = (svg) => (svg.vtc?.text === svg.dataset.mask ? svg.vtc : (svg.vtc = { text: svg.dataset.mask, ...JSON.parse(svg.dataset.mask) }));
+  const station = (body) => Number(body.querySelector(".vtc-site")?.value ?? 0);
+
+  function goTo(body, index) {
+    const svg = body.querySelector(".vtc-mask"), range = body.querySelector(".vtc-site");
+    if (!svg || !range) return;
+    const frame = read(svg).frames[index];
+    range.value = index;
+    range.style.setProperty("--at", `${(100 * index) / Math.max(1, range.max)}%`);
+    range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
+    body.querySelector(".vtc-player output").textContent = `${frame.label} · ${frame.tokens}`;
+    for (const layer of svg.querySelectorAll(".vtc-layer")) layer.classList.toggle("on", Number(layer.dataset.site) === frame.mask);
+    for (const bar of body.querySelectorAll(".vtc-bars span")) bar.classList.toggle("on", Number(bar.dataset.layer) === frame.layer);
+    leave(body);
+  }
+
+  const bodies = () => [...document.querySelectorAll(".vtc-body")].filter((b) => b.querySelector(".vtc-site"));
+  let playing = null;
+  function stop() {
+    if (!playing) return;
+    clearInterval(playing.timer);
+    playing.button.textContent = "▶";
+    playing.button.setAttribute("aria-label", "Play the pass");
+    playing = null;
+  }
+  function play(button) {
+    const again = playing?.button === button;
+    stop();
+    if (again) return;
+    const body = button.closest(".vtc-body"), last = Number(body.querySelector(".vtc-site").max);
+    let at = station(body) >= last ? -1 : station(body);
+    const step = () => { at += 1; goTo(body, at); if (at >= last) stop(); };
+    playing = { button, timer: setInterval(step, 450) };
+    button.textContent = "❚❚";
+    button.setAttribute("aria-label", "Pause");
+    step();
+  }
+
+  function fate(data, index, patch) {
+    const { frames } = data, mask = frames[index].mask;
+    if (mask == null || data.sites[mask].status[patch] === "2") return { text: "kept" };
+    if (data.sites[mask].status[patch] === "1") {
+      const [home, weight] = data.sites[mask].merged[patch], columns = data.grid[1];
+      const where = home < 0 ? "the CLS token" : `patch (${Math.floor(home / columns)}, ${home % columns})`;
+      return { text: `merged: ${weight.toFixed(2)} into ${where}`, home };
+    }
+    const first = frames.find((f) => f.mask != null && data.sites[f.mask].status[patch] === "0");
+    return { text: `dropped at ${data.sites[first.mask].label}` };
+  }
+
+  function leave(body) {
+    body.querySelector(".vtc-cursor")?.setAttribute("visibility", "hidden");
+    body.querySelector(".vtc-links")?.replaceChildren();
+    body.querySelector(".vtc-tip")?.classList.remove("on");
+  }
+
+  function point(svg, event) {
+    const body = svg.closest(".vtc-body"), data = read(svg), [rows, columns] = data.grid, box = svg.getBoundingClientRect();
+    const c = Math.floor(((event.clientX - box.left) / box.width) * columns), r = Math.floor(((event.clientY - box.top) / box.height) * rows);
+    if (c < 0 || r < 0 || c >= columns || r >= rows) return leave(body);
+    const patch = r * columns + c, what = fate(data, station(body), patch), cursor = svg.querySelector(".vtc-cursor");
+    cursor.setAttribute("x", c);
+    cursor.setAttribute("y", r);
+    cursor.setAttribute("visibility", "visible");
+    svg.querySelector(".vtc-links").replaceChildren(...links(data, station(body), patch, what, columns));
+    const tip = body.querySelector(".vtc-tip");
+    tip.textContent = `(${r}, ${c}) ${what.text}`;
+    tip.classList.toggle("low", r < rows / 2);
+    tip.classList.add("on");
+  }
+
+  function links(data, index, patch, what, columns) {
+    const mask = data.frames[index].mask;
+    if (mask == null) return [];
+    const middle = (p) => [(p % columns) + 0.5, Math.floor(p / columns) + 0.5];
+    const draw = (from, to) => {
+      const [x1, y1] = middle(from), [x2, y2] = middle(to), line = document.createElementNS("http://www.w3.org/2000/svg", "line");
+      for (const [k, v] of Object.entries({ x1, y1, x2, y2 })) line.setAttribute(k, v);
+      return line;
+    };
+    if (what.home >= 0) return [draw(patch, what.home)];
+    const members = Object.entries(data.sites[mask].merged).filter(([, [home]]) => home === patch).slice(0, 80);
+    return what.text === "kept" ? members.map(([p]) => draw(Number(p), patch)) : [];
+  }
+
+  document.addEventListener("input", (event) => {
+    if (event.target.matches?.(".vtc-site")) { stop(); goTo(event.target.closest(".vtc-body"), Number(event.target.value)); }
+  });
+  document.addEventListener("click", (event) => {
+    const hit = (selector) => event.target.closest?.(selector);
+    if (hit(".vtc-play")) play(hit(".vtc-play"));
+    if (hit(".vtc-theme")) { paint(!dark()); store.set(dark() ? "dark" : "light"); }
+    if (hit(".vtc-add")) document.querySelector(".vtc-col.vtc-off")?.dispatchEvent(new Event("vtc:show"));
+  });
+  for (const kind of ["pointermove", "pointerdown"])
+    document.addEventListener(kind, (event) => { const svg = event.target.closest?.(".vtc-mask"); if (svg) point(svg, event); });
+  document.addEventListener("pointerout", (event) => { const svg = event.target.closest?.(".vtc-mask"); if (svg) leave(svg.closest(".vtc-body")); });
+
+  // A picture dropped on the preview, or pasted, goes the way of the upload button.
+  function give(files) {
+    const input = document.querySelector("#vtc-upload input[type=file], input#vtc-upload") ??
+      document.querySelector("#vtc-upload")?.parentElement.querySelector("input[type=file]");
+    if (!input || !files.length) return false;
+    input.files = files;
+    input.dispatchEvent(new Event("change", { bubbles: true }));
+    return true;
+  }
+  document.addEventListener("dragover", (event) => { if (event.target.closest?.("#vtc-preview")) event.preventDefault(); });
+  document.addEventListener("drop", (event) => { if (event.target.closest?.("#vtc-preview")) { event.preventDefault(); give(event.dataTransfer.files); } });
+  document.addEventListener("paste", (event) => { if (event.clipboardData?.files.length) give(event.clipboardData.files); });
+
+  // New results: every slider stands at its end again.
+  const fresh = (records) => {
+    const changed = new Set();
+    for (const record of records) {
+      const near = record.target.closest?.(".vtc-result") ?? null;
+      if (near && (record.attributeName === "data-mask" || [...record.addedNodes].some((n) => n.querySelector?.(".vtc-mask") || n.matches?.(".vtc-body"))))
+        changed.add(near);
+    }
+    for (const result of changed) {
+      if (playing && result.contains(playing.button)) stop();
+      const body = result.querySelector(".vtc-body");
+      if (body?.querySelector(".vtc-mask")) goTo(body, Number(body.querySelector(".vtc-site").max));
+    }
+  };
+  const begin = () => {
+    mine();
+    new MutationObserver(fresh).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-mask"] });
+    bodies().forEach((body) => goTo(body, Number(body.querySelector(".vtc-site").max)));
+  };
+  window.vtc = { pictures, chips, budget, head };
+  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", begin) : begin();
+})();
