@@ -9,7 +9,7 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
-OWN_OPTIONS = {"train": "training", "evaluate": "evaluation"}  # commands that read their own options
+OWN_OPTIONS = {"train": "training", "evaluate": "evaluation", "bench": "bench"}  # commands that read their own options
 DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
 
 
@@ -58,6 +58,9 @@ def parser() -> Parser:
     methods.set_defaults(run=run_methods)
     commands.add_parser("train", help="train what the repository ships (see train --help)", add_help=False)
     commands.add_parser("evaluate", help="accuracy on held-out scenes (see evaluate --help)", add_help=False)
+    commands.add_parser(
+        "bench", help="speed against the full model and model.generate (see bench --help)", add_help=False
+    )
     for command in (compare, methods):
         command.add_argument("--methods-dir", action="append", default=[], metavar="FOLDER", help="a folder of methods")
         command.add_argument("--json", action="store_true", help="print JSON")
