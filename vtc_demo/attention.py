@@ -15,11 +15,11 @@ from . import cost
 CHUNK = 1 << 25  # scores computed at a time
 
 
-def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None) -> Tensor:
-    """q [heads, r, d], k [kv_heads, n, d] -> softmax(q k^T * scale), [heads, r, n] float32.
+def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None, mean: bool = False) -> Tensor:
+    """q [heads, r, d], k [kv_heads, n, d] -> softmax(q k^T * scale), [heads, r, n] float32; mean over heads: [r, n].
 
     rows [r]: places of the queries among the keys for a causal mask; None: every key is seen. Each group of
-    heads / kv_heads queries shares one key head (GQA).
+    heads / kv_heads queries shares one key head (GQA). With `mean`, no more than CHUNK scores are held at a time.
     """
     heads, n = q.shape[0], k.shape[1]
     k = k.repeat_interleave(heads // k.shape[0], 0).transpose(1, 2)  # [heads, d, n]
@@ -30,8 +30,20 @@ def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None) -> Ten
         if rows is not None:
             future = torch.arange(n, device=k.device) > rows[start : start + step, None]  # [step, n]
             scores = scores.masked_fill(future, float("-inf"))
-        parts.append(scores.softmax(-1, dtype=torch.float32))
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        weights = scores.softmax(-1, dtype=torch.float32)
+        parts.append(weights.mean(0) if mean else weights)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, -2)
+
+
+def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """q [heads, r, d], k [kv_heads, n, d] -> mean over heads of q k^T * scale, [r, n] float32, without a mask.
+
+    One product over the heads side by side, so that no scores of single heads are held.
+    """
+    heads = q.shape[0]
+    k = k.repeat_interleave(heads // k.shape[0], 0)
+    q, k = (x.transpose(0, 1).flatten(1).float() for x in (q, k))  # [r, heads * d], [n, heads * d]
+    return (q @ k.T) * (scale / heads)
 
 
 class EncoderProbe:
@@ -63,15 +75,22 @@ class EncoderProbe:
             self.flops += cost.linear_flops(self.tokens, width, width)
         return self._keys
 
-    def attention(self, rows: Tensor) -> Tensor:
-        """rows [r] int64 -> [heads, r, n] float32."""
-        attention, keys = self.layer.self_attn, self.keys()
-        q = self._heads(attention.q_proj(self._input()[rows]))  # [heads, r, d]
+    def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
+        """rows [r] int64 -> [heads, r, n] float32, or its mean over the heads [r, n]."""
+        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scale, None, mean)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """rows [r] int64 -> [r, n] float32, see `mean_logits`."""
+        return mean_logits(self._queries(rows), self.keys(), self.layer.self_attn.scale)
+
+    def _queries(self, rows: Tensor) -> Tensor:
+        """[heads, r, d]; books them and their scores."""
+        attention = self.layer.self_attn
         heads, width = attention.num_heads, self.entered.shape[1]
         self.flops += cost.rows_attention_flops(
             len(rows), self.tokens, heads, attention.head_dim, width, heads, project_keys=False
         )
-        return softmax_rows(q, keys, attention.scale, None)
+        return self._heads(attention.q_proj(self._input()[rows]))
 
 
 class DecoderProbe:
@@ -102,12 +121,44 @@ class DecoderProbe:
             self.flops += cost.linear_flops(self.tokens, self.entered.shape[1], projected.shape[1])
         return self.cached
 
-    def attention(self, rows: Tensor) -> Tensor:
-        """rows [r] int64 -> [heads, r, S] float32, causal."""
+    def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
+        """rows [r] int64 -> [heads, r, S] float32, causal, or its mean over the heads [r, S]."""
+        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scaling, rows, mean)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """rows [r] int64 -> [r, S] float32 in both directions, see `mean_logits`."""
+        return mean_logits(self._queries(rows), self.keys(), self.layer.self_attn.scaling)
+
+    def _queries(self, rows: Tensor) -> Tensor:
+        """[heads, r, d] with RoPE; books them and their scores."""
         attention, keys = self.layer.self_attn, self.keys()
         q = self._turned(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows)
         heads, kv_heads = q.shape[0], keys.shape[0]
         self.flops += cost.rows_attention_flops(
             len(rows), self.tokens, heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False
         )
-        return softmax_rows(q, keys, attention.scaling, rows)
+        return q
+
+
+class EncoderHalves:
+    """A CLIP encoder layer in two steps, [1, n, C] each, for a method that acts between them."""
+
+    @staticmethod
+    def attend(layer: nn.Module, h: Tensor) -> Tensor:
+        return h + layer.self_attn(layer.layer_norm1(h), attention_mask=None)[0]
+
+    @staticmethod
+    def feed(layer: nn.Module, h: Tensor) -> Tensor:
+        return h + layer.mlp(layer.layer_norm2(h))
+
+
+class DecoderHalves:
+    """A Llama-like decoder layer in two steps, [1, S, C] each."""
+
+    @staticmethod
+    def attend(layer: nn.Module, h: Tensor, **state) -> Tensor:
+        return h + layer.self_attn(hidden_states=layer.input_layernorm(h), **state)[0]
+
+    @staticmethod
+    def feed(layer: nn.Module, h: Tensor) -> Tensor:
+        return h + layer.mlp(layer.post_attention_layernorm(h))

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from . import cost
-from .attention import DecoderProbe, EncoderProbe
+from .attention import DecoderHalves, DecoderProbe, EncoderHalves, EncoderProbe
 from .images import load_rgb
 from .measure import Stopwatch, timings_ms
 from .methods import resolve
@@ -48,6 +48,7 @@ class Encoded:
     extra: int  # leading tokens that are no patch
     grid: tuple[int, int]
     schedule: tuple[int, ...]  # tokens entering each encoder layer that ran
+    fed: tuple[int, ...]  # tokens through the MLP of each
     seconds: dict[str, float]  # preprocess and vision
 
 
@@ -150,6 +151,8 @@ class Prefilled:
     positions: list[int]
     token: Tensor  # [1], the first of the answer
     text_tokens: int
+    fed: list[int]  # visual tokens through each layer's MLP
+    cached: list[int]  # visual tokens in each layer's cache
 
 
 class Pass:
@@ -167,6 +170,7 @@ class Pass:
         self.tokens0 = self.shape.patches
         self.projected = 0  # tokens through the projector
         self.overhead = 0  # FLOPs of the method
+        self.memory: dict[str, Any] = {}  # of the method, from site to site
 
     def _check_site(self, site: Site) -> None:
         name = self.method.card.name
@@ -196,7 +200,8 @@ class Pass:
         if site not in self.sites:
             return None
         stage = self.watch.enter("compression")
-        view = SiteView(site, self.shape, hidden, tokens0=self.tokens0, seed=self.seed, trace=self.trace, **state)
+        state |= {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace, "memory": self.memory}
+        view = SiteView(site, self.shape, hidden, **state)
         reduction = self.method.reduce(view)
         n, width = hidden.shape
         self.overhead += view.spent + self.method.overhead_flops(site, n, width, self.shape)
@@ -207,7 +212,7 @@ class Pass:
                 )
             reduction = reduction.to(hidden.device)
             reduction = in_order(reduction) if ordered else reduction
-            self.trace.add(site, reduction)
+            self.trace.add(site, reduction, self.method.inside and site.layer is not None)
         self.watch.enter(stage)
         return reduction
 
@@ -235,25 +240,37 @@ class Pass:
         self.tokens0 = self.shape.patches
         h = self.adapter.embed_image(self.model, pixels, self.side is not None)  # [1, extra + patches, C]
         layers = self.adapter.encoder_layers(self.model)[: self.shape.feature_layer + 1]
-        extra, entered, schedule = self.trace.extra, None, []
+        extra, entered, schedule, fed = self.trace.extra, None, [], []
+
+        def reduce(h, i, **probes):
+            nonlocal extra
+            reduction = self.ask(Site("vision_layer", i), h[0], extra=extra, **probes)
+            if reduction is None:
+                return h
+            extra = int(extra and reduction.anchor[0].item() == 0)  # CLS stays first or is gone
+            return reduction.apply(h)
+
         for i, layer in enumerate(layers):
-            previous = EncoderProbe(layers[i - 1], entered) if i else None
-            state = {"extra": extra, "previous": previous, "next": EncoderProbe(layer, h[0])}
-            reduction = self.ask(Site("vision_layer", i), h[0], **state)
-            if reduction is not None:
-                h = reduction.apply(h)
-                extra = int(extra and reduction.anchor[0].item() == 0)  # CLS stays first or is gone
+            inside = self.method.inside and Site("vision_layer", i) in self.sites
+            if not inside:
+                previous = EncoderProbe(layers[i - 1], entered) if i else None
+                h = reduce(h, i, previous=previous, next=EncoderProbe(layer, h[0]))
             schedule.append(h.shape[1])
             entered = h[0]
-            h = layer(h, attention_mask=None)
-        return Encoded(h[0], entered, extra, grid, tuple(schedule), {})
+            if inside:
+                h = reduce(EncoderHalves.attend(layer, h), i, previous=EncoderProbe(layer, entered))
+            fed.append(h.shape[1])
+            h = EncoderHalves.feed(layer, h) if inside else layer(h, attention_mask=None)
+        return Encoded(h[0], entered, extra, grid, tuple(schedule), tuple(fed), {})
 
     def project(self, encoded: Encoded) -> Tensor:
         """From the feature layer's output to the visual tokens of the LLM, [1, n, D]."""
         features, site = encoded.features, Site("projector")
-        feature_layer = self.adapter.encoder_layers(self.model)[self.shape.feature_layer]
-        previous = EncoderProbe(feature_layer, encoded.entered)
-        reduction = self.ask(site, features, extra=encoded.extra, previous=previous)
+        layers, last = self.adapter.encoder_layers(self.model), self.shape.feature_layer
+        state = {"extra": encoded.extra, "previous": EncoderProbe(layers[last], encoded.entered)}
+        if last + 1 < len(layers):  # a layer that does not run, but whose attention over the features can be asked for
+            state["next"] = EncoderProbe(layers[last + 1], features)
+        reduction = self.ask(site, features, **state)
         if reduction is None and encoded.extra and not self.adapter.keeps_cls(self.vlm.config):
             n = features.shape[0]
             reduction = Reduction.select(torch.arange(encoded.extra, n, device=features.device), n)
@@ -278,40 +295,61 @@ class Pass:
         self.tokens0, length = n, h.shape[1]
         text = length - n
         contiguous = rope = lm.rotary_emb(h, torch.arange(length, device=h.device)[None])  # cos, sin [1, S, d]
-        cache, positions, held, alive = DynamicCache(), [], [], torch.arange(n, device=h.device)
+        cache, positions, held, alive, fed = DynamicCache(), [], [], torch.arange(n, device=h.device), []
         previous = None
-        for k, layer in enumerate(lm.layers):
-            state = {"extra": 0, "sequence": h[0], "start": start, "previous": previous}
-            state["next"] = DecoderProbe(layer, h[0], _first(rope))
+
+        def reduce(h, k, **probes):
+            nonlocal length, rope, alive, n
+            state = {"extra": 0, "sequence": h[0], "start": start, **probes}
             reduction = self.ask(Site("llm_layer", k), h[0, start : start + n], ordered=True, **state)
-            if reduction is not None:
-                h = splice(h, start, n, reduction.apply(h[:, start : start + n]))
-                if self.method.positions == "renumber":
-                    length = h.shape[1]
-                    rope = tuple(part[:, :length] for part in contiguous)
-                else:
-                    rope = tuple(splice(part, start, n, part[:, start + reduction.anchor]) for part in rope)
-                alive, n = alive[reduction.anchor], reduction.m
+            if reduction is None:
+                return h
+            h = splice(h, start, n, reduction.apply(h[:, start : start + n]))
+            if self.method.positions == "renumber":
+                length = h.shape[1]
+                rope = tuple(part[:, :length] for part in contiguous)
+            else:
+                rope = tuple(splice(part, start, n, part[:, start + reduction.anchor]) for part in rope)
+            alive, n = alive[reduction.anchor], reduction.m
+            return h
+
+        for k, layer in enumerate(lm.layers):
+            inside = self.method.inside and Site("llm_layer", k) in self.sites
+            if not inside:
+                h = reduce(h, k, previous=previous, next=DecoderProbe(layer, h[0], _first(rope)))
             positions.append(length)
             held.append(alive)
-            entered = h[0]
-            h = layer(h, attention_mask=None, position_embeddings=rope, past_key_values=cache, use_cache=True)
-            previous = DecoderProbe(layer, entered, _first(rope), cache.layers[k].keys[0])
+            entered, turns = h[0], _first(rope)
+            how = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, "use_cache": True}
+            h = DecoderHalves.attend(layer, h, **how) if inside else layer(h, **how)
+            previous = DecoderProbe(layer, entered, turns, cache.layers[k].keys[0])
+            if inside:
+                h = DecoderHalves.feed(layer, reduce(h, k, previous=previous))
+            fed.append(n)
         token = self._next_token(lm, h)
         state = {"extra": 0, "sequence": h[0], "start": start, "previous": previous}
         reduction = self.ask(Site("kv_cache"), h[0, start : start + n], ordered=True, **state)
         if reduction is not None:
             self._evict(cache, start, held, alive, reduction)
-        return Prefilled(cache, positions, token, text)
+            if self.method.positions == "renumber":
+                positions = [layer.keys.shape[-2] for layer in cache.layers]
+        cached = [layer.keys.shape[-2] - text for layer in cache.layers]
+        return Prefilled(cache, positions, token, text, fed, cached)
 
     def _evict(self, cache: DynamicCache, start: int, held: list[Tensor], alive: Tensor, reduction: Reduction) -> None:
-        """Remove the dropped visual tokens from every layer's cache. held [layers] of [n]: those that each holds."""
+        """Remove the dropped visual tokens from every layer's cache. held [layers] of [n]: those that each holds.
+
+        Tokens that prefill dropped after a layer stay in its cache, unless the method trims that layer.
+        """
         if not reduction.is_selection:
             raise ValueError(f"{self.method.card.name}: cache entries can be selected, not merged")
         gone = alive[torch.ones_like(alive, dtype=torch.bool).index_fill_(0, reduction.anchor, False)]
-        for layer, tokens in zip(cache.layers, held):
+        trim = self.method.trim_from(self.shape)
+        for k, (layer, tokens) in enumerate(zip(cache.layers, held)):
             n = len(tokens)
-            places = start + (~torch.isin(tokens, gone)).nonzero().flatten()
+            trimmed = trim is not None and k >= trim
+            stays = torch.isin(tokens, alive[reduction.anchor]) if trimmed else ~torch.isin(tokens, gone)
+            places = start + stays.nonzero().flatten()
             layer.keys = splice(layer.keys, start, n, layer.keys[:, :, places])
             layer.values = splice(layer.values, start, n, layer.values[:, :, places])
 
@@ -353,6 +391,9 @@ class Pass:
                 projector_tokens=self.projected,
                 overhead=self.overhead,
                 patches=encoded.grid[0] * encoded.grid[1],
+                cache_schedule=prefilled.cached,
+                mlp_schedule=prefilled.fed,
+                encoder_mlp_schedule=encoded.fed,
             ),
             kv_bytes=sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values)),
             kv_lengths=[layer.keys.shape[-2] for layer in layers],

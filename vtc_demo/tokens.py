@@ -7,7 +7,6 @@ provenance of every surviving token. Pure tensors; this file imports nothing els
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
@@ -128,7 +127,9 @@ class Reduction:
         if self.is_selection and earlier.is_selection:
             keep = earlier.old[self.old]
             return Reduction(self.new, keep, None, self.m, earlier.n, anchor)
-        return Reduction.from_dense(self.dense() @ earlier.dense(), anchor, self.soft or earlier.soft)
+        few = self.new.shape[0] < 8 * self.m  # rows of few entries: gather them instead of a dense product
+        product = self.apply(earlier.dense()) if few else self.dense() @ earlier.dense()
+        return Reduction.from_dense(product, anchor, self.soft or earlier.soft)
 
     def to(self, device) -> Reduction:
         moved = {k: getattr(self, k).to(device) for k in ("new", "old", "anchor")}
@@ -137,8 +138,11 @@ class Reduction:
 
 @dataclass(frozen=True)
 class Step:
+    """inside: tokens left between attention and MLP of the site's layer; the next layer is the first to see it."""
+
     site: Site
     reduction: Reduction
+    inside: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,13 +175,14 @@ class Trace:
     extra: int
     llm_layers: int
     steps: list[Step] = field(default_factory=list)
+    _products: list[Reduction] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def patches(self) -> int:
         return self.grid[0] * self.grid[1]
 
-    def add(self, site: Site, reduction: Reduction) -> None:
-        self.steps.append(Step(site, reduction))
+    def add(self, site: Site, reduction: Reduction, inside: bool = False) -> None:
+        self.steps.append(Step(site, reduction, inside))
 
     @property
     def sites(self) -> list[Site]:
@@ -185,12 +190,13 @@ class Trace:
 
     def product(self, upto: Site | None = None) -> Reduction:
         """Provenance of the tokens that leave site `upto` (default: the last): R [tokens, extra + patches]."""
-        total = Reduction.identity(self.extra + self.patches)
-        for step in self._until(upto):
-            total = step.reduction.to("cpu").after(total)
-        return total
+        steps = self._until(upto)
+        for step in self.steps[len(self._products) : len(steps)]:
+            total = self._products[-1] if self._products else Reduction.identity(self.extra + self.patches)
+            self._products.append(step.reduction.to("cpu").after(total))
+        return self._products[len(steps) - 1] if steps else Reduction.identity(self.extra + self.patches)
 
-    def _until(self, upto: Site | None) -> Iterable[Step]:
+    def _until(self, upto: Site | None) -> list[Step]:
         return [s for s in self.steps if upto is None or s.site.key <= upto.key]
 
     def fate(self, upto: Site | None = None) -> Fate:
@@ -221,7 +227,7 @@ class Trace:
         by_layer = {}
         for step in self.steps:
             if step.site.kind == "llm_layer":
-                by_layer[step.site.layer] = step.reduction.m
+                by_layer[step.site.layer + step.inside] = step.reduction.m
             elif step.site.kind != "kv_cache":
                 count = step.reduction.m
         out = []

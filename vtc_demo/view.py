@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ class SiteView:
     next: Probe | None = None
     sequence: Tensor | None = None  # [S, C]
     start: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def visual(self) -> Tensor | None:
@@ -52,13 +53,23 @@ class SiteView:
     def sizes(self) -> Tensor:
         return self.trace.sizes().to(self.hidden.device)
 
-    def attention(self, rows: Any = "last", *, of: str = "previous") -> Tensor:
+    def attention(self, rows: Any = "last", *, of: str = "previous", heads: str = "all") -> Tensor:
+        if heads not in ("all", "mean"):
+            raise ValueError(f"attention heads={heads!r}; choose 'all' or 'mean'")
+        probe = self._probe(of)
+        return probe.attention(self._rows(rows, probe.tokens), heads == "mean")
+
+    def logits(self, rows: Any = "last", *, of: str = "previous") -> Tensor:
+        probe = self._probe(of)
+        return probe.logits(self._rows(rows, probe.tokens))
+
+    def _probe(self, of: str) -> Probe:
         if of not in ("previous", "next"):
             raise ValueError(f"attention of={of!r}; choose 'previous' or 'next'")
         probe = self.previous if of == "previous" else self.next
         if probe is None:
             raise ValueError(f"at {self.site} there is no {of} layer with attention")
-        return probe.attention(self._rows(rows, probe.tokens))
+        return probe
 
     def keys(self) -> Tensor:
         if not isinstance(self.previous, EncoderProbe):

@@ -45,16 +45,19 @@ def rows_attention_flops(
     return q + k + 2 * rows * keys * heads * head_dim
 
 
-def vision_flops(spec: ModelSpec, schedule: list[int], patches: int) -> int:
-    """The tower, all crops. schedule: tokens of one crop entering each encoder layer; patches: embedded per crop."""
+def vision_flops(spec: ModelSpec, schedule: list[int], patches: int, mlp: list[int] | None = None) -> int:
+    """The tower, all crops. schedule: tokens of one crop entering each encoder layer; patches: embedded per crop.
+
+    mlp: tokens through each layer's MLP, where they are fewer.
+    """
     w = spec.vision_width
     total = linear_flops(patches, spec.channels * spec.frames * spec.patch_size**2, w)  # convolution, stride = kernel
-    for layer, n in enumerate(schedule):
+    for layer, (n, fed) in enumerate(zip(schedule, schedule if mlp is None else mlp)):
         local = spec.window and layer not in spec.full_layers
         keys = min(n, spec.window) if local else n
         total += linear_flops(n, w, 4 * w)  # q, k, v, output
         total += attention_flops(n * keys, 1, w)  # all heads together are w wide
-        total += mlp_flops(n, w, spec.vision_mlp, spec.vision_mlp_gated)
+        total += mlp_flops(fed, w, spec.vision_mlp, spec.vision_mlp_gated)
     return spec.crops * total
 
 
@@ -92,6 +95,9 @@ def run_flops(
     projector_tokens: int | None = None,
     overhead: int = 0,
     patches: int | None = None,
+    cache_schedule=None,
+    mlp_schedule=None,
+    encoder_mlp_schedule=None,
 ) -> dict[str, int]:
     """FLOPs by stage: vision, projector, compression, prefill, lm_head, decode and their sum, total. Batch 1.
 
@@ -102,6 +108,8 @@ def run_flops(
     projector_tokens: rows through the projector; default spec.visual_tokens.
     patches: patches embedded per crop; default spec.patches (give it when the input image was scaled).
     overhead: FLOPs of the method's own work, reported as compression.
+    cache_schedule [layers]: visual tokens in each layer's cache while decoding, if trimmed (default: schedule).
+    mlp_schedule [layers], encoder_mlp_schedule [vision_layers]: tokens through the MLPs, if fewer.
     Raises ValueError for a schedule of the wrong length or a negative count.
     """
     visual = spec.check_schedule(schedule)
@@ -111,12 +119,19 @@ def run_flops(
     rows = spec.visual_tokens if projector_tokens is None else count("projector_tokens", projector_tokens)
     embedded = spec.patches if patches is None else count("patches", patches)
     lengths = [n + text for n in visual]
+    cached = lengths if cache_schedule is None else [n + text for n in spec.check_schedule(cache_schedule)]
+    fed = encoder if encoder_mlp_schedule is None else encoder_mlp_schedule
+    fed = counts("encoder_mlp_schedule", fed, spec.vision_layers, "encoder layer run")
+    prefill = prefill_flops(spec, lengths)
+    if mlp_schedule is not None:
+        spared = sum(visual) - sum(spec.check_schedule(mlp_schedule))
+        prefill -= mlp_flops(spared, spec.hidden, spec.intermediate, spec.mlp_gated)
     out = {
-        "vision": vision_flops(spec, encoder, embedded),
+        "vision": vision_flops(spec, encoder, embedded, fed),
         "projector": projector_flops(spec, rows),
         "compression": count("overhead", overhead),
-        "prefill": prefill_flops(spec, lengths),
+        "prefill": prefill,
         "lm_head": linear_flops(answer, spec.hidden, spec.vocab),
-        "decode": decode_flops(spec, lengths, max(0, answer - 1)),
+        "decode": decode_flops(spec, cached, max(0, answer - 1)),
     }
     return out | {"total": sum(out.values())}

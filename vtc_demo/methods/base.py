@@ -47,6 +47,7 @@ class View(Protocol):
     anchors [n]: the patch (in the order of the grid, -1 for CLS) at which each token stands.
     sizes [n]: patches merged into each.
     seed: int, for methods that draw at random.
+    memory: empty at the start of a pass and shared by all sites of it; methods themselves keep no state.
     """
 
     site: Site
@@ -58,6 +59,7 @@ class View(Protocol):
     visual: Tensor | None
     text: Tensor | None
     seed: int
+    memory: dict[str, Any]
 
     @property
     def anchors(self) -> Tensor: ...
@@ -65,15 +67,23 @@ class View(Protocol):
     @property
     def sizes(self) -> Tensor: ...
 
-    def attention(self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous") -> Tensor:
+    def attention(
+        self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous", heads: Literal["all", "mean"] = "all"
+    ) -> Tensor:
         """Post-softmax attention [heads, rows, keys], float32, computed from one layer's own q and k.
 
         rows: "cls", "last", "text", "visual", "all" or an index tensor. Keys: every token of the layer (CLS + patches
         in the encoder, the whole sequence in the LLM, causal mask and RoPE included).
         of="previous": the layer that has just run (at `projector`: the feature layer; at llm_layer(k): layer k-1).
+        For a method that acts inside its layers, the layer it stands in.
         of="next": the parameters of the layer about to run, applied to the current hidden states.
+        heads="mean": averaged over the heads, [rows, keys]; many rows stay within memory.
         Raises ValueError where there is no such layer or no CLS token.
         """
+        ...
+
+    def logits(self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous") -> Tensor:
+        """As `attention(heads="mean")` before mask and softmax: head mean of q k^T / sqrt(d), [rows, keys] float32."""
         ...
 
     def keys(self) -> Tensor:
@@ -97,6 +107,7 @@ class Card:
     needs: tuple[str, ...] = ()  # e.g. ("cls",)
     deviations: tuple[str, ...] = ()  # where this differs from paper or released code, and known defects of that code
     reported: str = ""  # what the paper reports, one line
+    finding: str = ""  # what was found here, on the embedded VLM
     order: int = 100  # place in lists
 
 
@@ -111,6 +122,8 @@ class Method(ABC):
 
     card: ClassVar[Card]
     positions: ClassVar[Literal["keep", "renumber"]] = "keep"  # RoPE positions after a drop inside the LLM
+    inside: ClassVar[bool] = False  # layer sites act between attention and MLP of their layer instead of before it
+    adaptive: ClassVar[bool] = False  # how many tokens are left depends on the image: the host waits for the count
 
     retention: float = param(0.25, "share of the visual tokens that is kept", low=0.01, high=1.0, step=0.01)
 
@@ -128,6 +141,10 @@ class Method(ABC):
 
     def image_side(self, shape: ModelShape) -> int | None:
         """Side in pixels to which the input image is scaled before the vision tower; None leaves it alone."""
+        return None
+
+    def trim_from(self, shape: ModelShape) -> int | None:
+        """First decoder layer whose cache, at `kv_cache`, also loses what later layers dropped; None: no layer."""
         return None
 
     def overhead_flops(self, site: Site, n: int, dim: int, shape: ModelShape) -> int:
