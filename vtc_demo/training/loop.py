@@ -53,7 +53,7 @@ def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1
     step = 0
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=accelerator.device, weights_only=True)
-        objective.load_state_dict(saved["model"])
+        load_trained(objective, saved["model"])
         step = saved["step"]
         if saved.get("optimizer") and step < stage.steps:
             optimizer.load_state_dict(saved["optimizer"])
@@ -66,7 +66,7 @@ def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1
     began = time.perf_counter()
 
     def save():
-        state = {"model": accelerator.unwrap_model(objective).state_dict(), "step": step}
+        state = {"model": trained(accelerator.unwrap_model(objective)), "step": step}
         if step < stage.steps:
             state["optimizer"] = optimizer.state_dict()
         torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -101,6 +101,17 @@ def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1
                 save()
     finally:
         save()
+
+
+def trained(module: nn.Module) -> dict[str, torch.Tensor]:
+    """What a stage changes; frozen parts belong to the stage that trained them."""
+    return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+
+
+def load_trained(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    if set(state) != set(trained(module)):
+        raise ValueError("the checkpoint is of another model or recipe; give another --folder or delete it")
+    module.load_state_dict(state, strict=False)
 
 
 def collect(window: dict, scores: dict) -> None:
