@@ -48,6 +48,7 @@ class FakeView:
     n: int
     extra: int = 0
     seed: int = 0
+    memory: dict = dataclasses.field(default_factory=dict)
 
     @cached_property
     def generator(self):
@@ -93,15 +94,22 @@ class FakeView:
         x = self.tensors["sequence"] @ self.tensors["weights"][which, part]
         return x.view(-1, HEADS, SIZE).transpose(0, 1)  # [heads, S, d]
 
-    def attention(self, rows="last", *, of="previous"):
+    def attention(self, rows="last", *, of="previous", heads="all"):
+        return self.rows(rows, of, softmax=True) if heads == "all" else self.rows(rows, of, softmax=True).mean(0)
+
+    def logits(self, rows="last", *, of="previous"):
+        return self.rows(rows, of, softmax=False).mean(0)
+
+    def rows(self, rows, of, softmax):
         which = ("previous", "next").index(of)
         if rows == "cls" and not self.extra:
             raise ValueError("no CLS token")
         logits = self.heads(which, 0) @ self.heads(which, 1).transpose(1, 2) / SIZE**0.5
-        if self.in_llm:
+        if self.in_llm and softmax:
             logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
-        full = torch.softmax(logits, -1)
+        full = torch.softmax(logits, -1) if softmax else logits
         named = {"cls": slice(1), "last": slice(-1, None), "all": slice(None), "visual": self.visual, "text": self.text}
+        named["after"] = slice(TEXT[0] + self.n, None)
         return full[:, named[rows] if isinstance(rows, str) else rows]
 
     def keys(self):
@@ -114,13 +122,15 @@ def reductions(method, shape=SHAPE, around=lambda hook, view: hook(view)):
     `around(hook, view)` may watch each call. CLS leaves with the encoder, as in the engine.
     """
     extra = int(shape.has_cls)
-    n, out = shape.patches + extra, []
+    n, out, memory = shape.patches + extra, [], {}
     for site in method.sites(shape):
-        if site.kind not in ("vision_layer", "projector") and extra:
-            n, extra = n - extra if not out else n, 0
-        view = FakeView(site, shape, shape.patches, n, extra)
+        if site.kind not in ("vision_layer", "projector"):
+            n, extra = n - extra, 0
+        view = FakeView(site, shape, shape.patches, n, extra, memory=memory)
         out.append(around(method.reduce, view))
         n = out[-1].m if out[-1] is not None else n
+        if site.kind == "projector" and out[-1] is not None:
+            extra = 0  # whatever it kept counts as visual tokens
     return out
 
 
@@ -248,7 +258,7 @@ class NoSync(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@each
+@pytest.mark.parametrize("name", [n for n in CARDS if not methods.get(n).adaptive])
 def test_selection_never_waits_for_the_device(name):
     def watched(hook, view):
         _ = view.tensors, view.attention("all")  # made outside

@@ -90,9 +90,9 @@ class SiteView:
             return places[:1]
         if rows == "visual":
             return self.visual if in_llm else places[self.extra :]
-        if rows in ("last", "text") and in_llm:
-            return places[-1:] if rows == "last" else self.text
-        names = "last, text, visual, all" if in_llm else "cls, visual, all"
+        if rows in ("last", "text", "after") and in_llm:
+            return {"last": places[-1:], "text": self.text, "after": places[self.start + len(self.hidden) :]}[rows]
+        names = "last, text, after, visual, all" if in_llm else "cls, visual, all"
         raise ValueError(f"at {self.site} there are no rows {rows!r}; choose {names} or give an index tensor")
 
     @property
