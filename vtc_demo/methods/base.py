@@ -72,8 +72,8 @@ class View(Protocol):
     ) -> Tensor:
         """Post-softmax attention [heads, rows, keys], float32, computed from one layer's own q and k.
 
-        rows: "cls", "last", "text", "after" (text after the image), "visual", "all" or an index tensor. Keys: every token of the layer (CLS + patches
-        in the encoder, the whole sequence in the LLM, causal mask and RoPE included).
+        rows: "cls", "last", "text", "after" (text after the image), "visual", "all" or an index tensor. Keys: every
+        token of the layer (CLS + patches in the encoder, the whole sequence in the LLM, causal mask and RoPE included).
         of="previous": the layer that has just run (at `projector`: the feature layer; at llm_layer(k): layer k-1).
         For a method that acts inside its layers, the layer it stands in.
         of="next": the parameters of the layer about to run, applied to the current hidden states.
