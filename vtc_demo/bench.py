@@ -144,6 +144,7 @@ class Bench:
         }
 
     def peak(self, method: Method) -> int:
+        self.vlm.recent = None  # or its release would be part of the balance
         return peak_bytes(lambda: self.run(method), self.vlm.device)
 
 
@@ -223,12 +224,13 @@ def reasons(full: Times, reduced: Times, expected: float, measured: float) -> li
 def unreduced(full: Times, reduced: Times) -> str:
     """Which stages before the first token a method leaves as they are, largest first, and what it adds."""
     share = {stage: 100 * full[stage] / full["ttft"] for stage in BEFORE_PREFILL}
-    same = [stage for stage in share if share[stage] >= 1 and reduced[stage] > 0.8 * full[stage]]
-    said = [
-        f"{BEFORE_PREFILL[stage]} is {share[stage]:.0f} % of the full time and is not compressed"
-        for stage in sorted(same, key=share.get, reverse=True)
-    ]
+    same = [stage for stage in share if share[stage] >= 2 and reduced[stage] > 0.8 * full[stage]]
+    same.sort(key=share.get, reverse=True)
     own = 100 * reduced["compression"] / full["ttft"]
+    said = []
+    if same:
+        named = " and ".join(f"{BEFORE_PREFILL[stage]} ({share[stage]:.0f} %)" for stage in same)
+        said.append(f"{named} of the full time {'is' if len(same) == 1 else 'are'} not compressed")
     if own >= 1:
         said.append(f"own work adds {own:.0f} %")
     return "; ".join(said) or "the stages before the prefill shrink less"
@@ -266,6 +268,7 @@ def peak_bytes(work: Callable, device: torch.device) -> int:
         held = torch.cuda.memory_allocated(device)
         work()
         return torch.cuda.max_memory_allocated(device) - held
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler announces itself on stderr otherwise
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     events = profile.profiler.kineto_results.events()
