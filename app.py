@@ -6,7 +6,9 @@ import os
 
 def parse(args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare methods of visual token compression in the browser.")
-    parser.add_argument("--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on")
+    parser.add_argument(
+        "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
+    )
     parser.add_argument("--port", type=int, help="port to listen on; default: the first free one from 7860 on")
     parser.add_argument("--model", default="embedded", help="'embedded', a folder, or a hub id of a supported family")
     parser.add_argument("--methods", metavar="DIR", action="append", default=[], help="folder with methods of your own")

@@ -146,7 +146,7 @@ def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str
 
 def _layer(site: dict, index: int, shown: bool, rows: int, columns: int) -> str:
     status = np.array(site["status"]).reshape(rows, columns)
-    kept = cells(status == KEPT) if (status == KEPT).sum() < status.size else ""
+    kept = outline(status == KEPT) if (status == KEPT).sum() < status.size else ""
     return (
         f'<g class="vtc-layer{" on" if shown else ""}" data-site="{index}">'
         f'<path class="vtc-dropped" d="{cells(status == DROPPED)}"/>'

@@ -25,10 +25,10 @@ class SafeImage(gr.Image):
             raise gr.Error(str(error)) from None
     from typing import Callable, Literal, Sequence, Any, TYPE_CHECKING
     from gradio.blocks import Block
+
     if TYPE_CHECKING:
         from gradio.components import Timer
         from gradio.components.base import Component
-
 
 def build(stream) -> None:
     """Endpoints without a face; their components are hidden. stream: see `serve.streamer`."""

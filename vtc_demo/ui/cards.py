@@ -9,6 +9,7 @@ import numpy as np
 from .. import viz
 from . import summary
 
+LONG = 12  # characters of an answer that still fit in large type
 MARKS = {"right": "✓", "wrong": "✕", "neutral": "•", "running": ""}
 WAITING = {
     "preprocess": "preparing the picture",
@@ -40,7 +41,7 @@ def card(
 {banner(state, run["answer"], remark)}
 <dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
 <p class="vtc-caption">tokens entering each layer</p>{viz.layer_bars(run)}
-<p class="vtc-caption">where the time went · <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
+<p class="vtc-caption">time <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
 {viz.stage_bar(run, max(longest, busy))}
 <p class="vtc-foot"><span>FLOPs <b>{viz.quantity(run["flops"]["total"])}</b></span>
 <span>KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
@@ -62,7 +63,8 @@ def banner(state: str, answer: str, remark: str) -> str:
     text = escape(answer) or "<i>no answer</i>"
     return (
         f'<div class="vtc-answer {state}"><span class="mark" aria-hidden="true">{MARKS[state]}</span>'
-        f'<span class="text">{text}</span><span class="remark">{escape(remark)}</span></div>'
+        f'<span class="text{" long" if len(answer) > LONG else ""}">{text}</span>'
+        f'<span class="remark">{escape(remark)}</span></div>'
     )
 
 
@@ -70,20 +72,28 @@ def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
     average = run["equivalent_tokens"]
     uneven = len(set(run["schedule"])) > 1
     tokens = (f"{run['visual_tokens']}<small>/{run['tokens0']}</small>", f"average {average:.0f}" if uneven else "")
-    boxes = [_figure("visual tokens", *tokens, "visual tokens at the last LLM layer; average over the layers")]
+    boxes = [_figure("tokens", *tokens, "visual tokens at the last LLM layer; average over the layers")]
     if full is None:
-        boxes.append(_figure("first token", f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "", "time to first token"))
+        boxes.append(
+            _figure("first token", f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "", "time to first token")
+        )
     else:
         gain, expected = viz.speedup(run, full)
         note = "time to first token: the full model's over this one's, measured in one pass; expected from FLOPs"
-        boxes.append(_figure("first token", f"{gain:.2g}×" if gain < 10 else f"{gain:.0f}×", f"expected {expected:.1f}×", note))
+        boxes.append(
+            _figure("first token", f"{gain:.2g}×" if gain < 10 else f"{gain:.0f}×", f"expected {expected:.1f}×", note)
+        )
     share = None if evidence is None else viz.evidence_share(run, evidence)
     if share is not None:
         boxes.append(_figure("evidence", f"{share:.0%}", "kept", "share of the patches that carry the answer"))
     elif not uneven:
-        boxes.append(_figure("of all", f"{average / max(run['tokens0'], 1):.0%}", "tokens", "share of the visual tokens"))
+        boxes.append(
+            _figure("of all", f"{average / max(run['tokens0'], 1):.0%}", "tokens", "share of the visual tokens")
+        )
     else:
-        boxes.append(_figure("average", f"{average / max(run['tokens0'], 1):.0%}", "per layer", "mean share over the layers"))
+        boxes.append(
+            _figure("average", f"{average / max(run['tokens0'], 1):.0%}", "per layer", "mean share over the layers")
+        )
     return "".join(boxes)
 
 
@@ -98,7 +108,7 @@ def running(picture: str, stage: str = "", text: str = "") -> str:
     return f"""<div class="vtc-body is-running" aria-busy="true">
 <div class="vtc-picture"><img src="{escape(picture)}" alt=""></div>
 <div class="vtc-progress{" go" if stage else ""}"></div>
-<div class="vtc-answer running"><span class="text">{escape(text)}</span><span class="remark">{escape(remark)}</span></div>
+<div class="vtc-answer running"><span class="text{" long" if len(text) > LONG else ""}">{escape(text)}</span><span class="remark">{escape(remark)}</span></div>
 {bones}</div>"""
 
 
@@ -123,11 +133,13 @@ STAGE_LEGEND = (
 def strip(runs: list[dict], hues: dict[str, str], question: str, truth: str | None) -> str:
     """The computed sentence and the legends. runs: those that gave an answer."""
     what, time = summary.sentence(runs, hues, truth)
-    return _strip(f'<p class="what">{what}</p><p class="time">{time}</p>')
+    return _strip(f'<p class="what">{what}</p><p class="time">{time}</p>', question)
 
 
 def waiting(question: str) -> str:
-    return _strip(f'<p class="what">{escape(question)}</p><p class="time">The methods answer one after another …</p>')
+    return _strip(
+        f'<p class="what">{escape(question)}</p><p class="time">The methods answer one after another …</p>', question
+    )
 
 
 def problem(message: str) -> str:
@@ -135,5 +147,10 @@ def problem(message: str) -> str:
     return _strip(f'<p class="what vtc-problem" role="alert">{escape(message)}</p>')
 
 
-def _strip(text: str) -> str:
-    return f'<div class="vtc-strip"><div class="vtc-said" aria-live="polite">{text}</div>{LEGEND}{STAGE_LEGEND}</div>'
+def stopped() -> str:
+    return _strip('<p class="what vtc-stopped">Stopped. Press Compare to start again.</p>')
+
+
+def _strip(text: str, question: str = "") -> str:
+    said = f'<div class="vtc-said" aria-live="polite">{text}</div>'
+    return f'<div class="vtc-strip" data-question="{escape(question)}">{said}{LEGEND}{STAGE_LEGEND}</div>'

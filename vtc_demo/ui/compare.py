@@ -124,7 +124,10 @@ class Compare:
             yield cards.problem(_sentence(error)), *[gr.skip()] * 4
         except Exception:
             logging.exception("a comparison failed")
-            yield cards.problem("Something went wrong on our side. Try again, or choose another method."), *[gr.skip()] * 4
+            yield (
+                cards.problem("Something went wrong on our side. Try again, or choose another method."),
+                *[gr.skip()] * 4,
+            )
 
     def _follow(self, board: Board, specs: list[dict]):
         for kind, index, data in self.stream(board.source.image, board.question, specs):
@@ -176,7 +179,9 @@ class Compare:
                     shown = gr.HTML(preview(source), apply_default_css=False, elem_id="vtc-preview")
                     urls = [(s, viz.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
                     picker = controls.pictures(urls, SCENES[0])
-                    upload = gr.UploadButton("Use a picture of your own", file_types=["image"], elem_id="vtc-upload", size="sm")
+                    upload = gr.UploadButton(
+                        "Use a picture of your own", file_types=["image"], elem_id="vtc-upload", size="sm"
+                    )
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML('<h2 class="vtc-h">Question</h2>', apply_default_css=False)
                     question = gr.Textbox(
@@ -198,6 +203,9 @@ class Compare:
                         with gr.Column(elem_classes=["vtc-col", f"vtc-col-{column}"]):
                             heads.append(self._head(column))
                             bodies.append(gr.HTML(apply_default_css=False, elem_classes="vtc-result"))
+                gr.HTML(
+                    '<button type="button" class="vtc-add pill" hidden>+ Add a column</button>', apply_default_css=False
+                )
         filled = self.first(source, asked[0], [h.value for h in heads[1:]])
         for component, html in zip([strip, *bodies], filled):
             component.value = html
@@ -224,7 +232,7 @@ class Compare:
             self.answer, [state, question, budget, *heads], [strip, *bodies], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(lambda: cards.problem("Stopped. Press Compare to start again."), None, strip, cancels=[running], **quick)
+        stop.click(cards.stopped, None, strip, cancels=[running], **quick)
 
 
 def preview(source: Source, note: str = "") -> str:

@@ -102,7 +102,7 @@ def entry(card, parameters: list[dict]) -> dict:
     """What the script needs of one method."""
     return {
         "title": card.title,
-        "kind": " · ".join([card.family, *(viz.site_label(s) for s in card.sites)]),
+        "kind": " · ".join([card.family.removeprefix("pruning by "), *(viz.site_label(s) for s in card.sites)]),
         "summary": card.summary,
         "notes": [card.faithfulness, *([card.paper] if card.paper else [])],
         "retention": any(p["name"] == "retention" for p in parameters),

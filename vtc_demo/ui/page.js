@@ -254,6 +254,7 @@
 
   // New results: every slider stands at its end again.
   const fresh = (records) => {
+    if (!document.documentElement.style.getPropertyValue("--tabs")) place();
     const changed = new Set();
     for (const record of records) {
       const near = record.target.closest?.(".vtc-result") ?? null;
@@ -266,8 +267,15 @@
       if (body?.querySelector(".vtc-mask")) goTo(body, Number(body.querySelector(".vtc-site").max));
     }
   };
+  // The tab row stands right of the title, however wide the visitor's font makes it.
+  const place = () => {
+    const title = document.querySelector(".vtc-top h1 span");
+    if (title) document.documentElement.style.setProperty("--tabs", `${Math.round(title.getBoundingClientRect().right + 24)}px`);
+  };
   const begin = () => {
     mine();
+    place();
+    window.addEventListener("resize", place);
     new MutationObserver(fresh).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-mask"] });
     bodies().forEach((body) => goTo(body, Number(body.querySelector(".vtc-site").max)));
   };

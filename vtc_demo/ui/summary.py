@@ -19,7 +19,9 @@ def sentence(runs: list[dict], hues: dict[str, str], truth: str | None) -> tuple
 def _full_alone(full: dict | None, truth: str | None) -> str:
     if full is None:
         return ""
-    known = "" if truth is None else ", which is right" if viz.same(full["answer"], truth) else f"; the truth is {truth}"
+    known = (
+        "" if truth is None else ", which is right" if viz.same(full["answer"], truth) else f"; the truth is {truth}"
+    )
     return f"The full model answers <b>{escape(full['answer'])}</b>{escape(known)}."
 
 
@@ -57,8 +59,10 @@ def _time(runs: list[dict], full: dict | None, hues: dict[str, str]) -> str:
     fewer = full["visual_tokens"] / max(best["visual_tokens"], 1)
     times = full["timings_ms"]
     vision = (times.get("preprocess", 0) + times.get("vision", 0)) / max(times["ttft"], 1e-9)
-    text = f"Time to first token: {gain:.1f}× sooner with {_name(best, hues)}" if gain >= 1.05 else (
-        "Time to first token does not fall"
+    text = (
+        f"Time to first token: {gain:.1f}× sooner with {_name(best, hues)}"
+        if gain >= 1.05
+        else ("Time to first token does not fall")
     )
     if fewer > 1.5 * gain:
         text += f", not {fewer:.0f}× as the tokens alone suggest"

@@ -11,14 +11,18 @@ from gradio.themes.utils.fonts import Font
 HERE = Path(__file__).parent
 CSS, JS = HERE / "page.css", HERE / "page.js"
 
-FONT = ("Inter", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Liberation Sans", "sans-serif")
+FONT = ("Inter", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Arial", "Liberation Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 
 def _make() -> gr.themes.Base:
     """Every colour is a variable of page.css, which sets it for light and dark."""
     theme = gr.themes.Base(
-        primary_hue="sky", neutral_hue="slate", radius_size="md", font=[Font(f) for f in FONT], font_mono=[Font(f) for f in MONO]
+        primary_hue="sky",
+        neutral_hue="slate",
+        radius_size="md",
+        font=[Font(f) for f in FONT],
+        font_mono=[Font(f) for f in MONO],
     )
     both = {
         "body_background_fill": "var(--bg)",

@@ -1,0 +1,232 @@
+"""The page with a small model of random weights: its endpoints, and its behaviour in a browser."""
+
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+from playwright.sync_api import expect
+from transformers import LlavaForConditionalGeneration
+
+from vtc_demo import methods, ui
+from vtc_demo.models import VLM
+from vtc_demo.models.llava import LlavaAdapter
+from vtc_demo.training import build
+
+expect.set_options(timeout=60_000)
+EVIL = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def url():
+    torch.manual_seed(0)
+    processor = build.build_processor()
+    config = build.build_config(len(processor.tokenizer), width=32, tower_layers=3, llm_layers=4)
+    model = LlavaForConditionalGeneration(config)
+    model.generation_config.eos_token_id = 2
+    page = ui.build(VLM(model, processor, LlavaAdapter(), "embedded"))
+    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **ui.LAUNCH)
+    yield address.rstrip("/")
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def client(url):
+    return Client(url, verbose=False)
+
+
+# -- endpoints ------------------------------------------------------------------------------------------------------
+def test_compare_endpoint(client):
+    chosen = ["full", "fastervlm@0.11", {"method": "fastv", "retention": 0.25, "layer": 1}]
+    found = client.predict("How many objects are there?", chosen, 3, None, api_name="/compare")
+    full, faster, fastv = found["runs"]
+    assert (full["visual_tokens"], faster["visual_tokens"], fastv["visual_tokens"]) == (576, 63, 144)
+    assert fastv["schedule"] == [576, 144, 144, 144]
+    assert faster["flops"]["total"] < fastv["flops"]["total"] < full["flops"]["total"]
+
+
+def test_compare_endpoint_takes_an_image(client, tmp_path):
+    Image.new("RGBA", (500, 300), (200, 30, 30, 120)).save(tmp_path / "own.png")
+    found = client.predict(
+        "Is there a red circle?", ["full"], 0, handle_file(tmp_path / "own.png"), api_name="/compare"
+    )
+    assert found["runs"][0]["tokens0"] == 576
+
+
+def test_methods_endpoint(client):
+    found = client.predict(api_name="/methods")
+    assert [m["name"] for m in found] == [card.name for card in methods.list_methods()]
+    assert all("parameters" in m for m in found)
+
+
+@pytest.mark.parametrize(
+    "question, chosen, scene, words",
+    [
+        ("How many objects are there?", ["fastvv"], 0, "did you mean fastv"),
+        ("How many objects are there?", ["fastv@7"], 0, "between 0.01 and 1.0"),
+        ("How many objects are there?", ["full"] * 5, 0, "compare 1 to 4"),
+        ("How many objects are there?", [], 0, "compare 1 to 4"),
+        ("How many objects are there?", ["full"], -1, "seed must be"),
+        ("   ", ["full"], 0, "empty"),
+        ("x" * 900, ["full"], 0, "characters"),
+        ("Where is the zeppelin?", ["full"], 0, "zeppelin"),
+    ],
+)
+def test_bad_requests_say_what_is_wrong(client, question, chosen, scene, words):
+    with pytest.raises(AppError, match=words):
+        client.predict(question, chosen, scene, None, api_name="/compare")
+
+
+def test_bad_image_says_what_is_wrong_and_the_next_request_works(client, tmp_path):
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(AppError, match="not an image"):
+        client.predict("What number is written?", ["full"], 0, handle_file(tmp_path / "text.png"), api_name="/compare")
+    assert client.predict("What number is written?", ["full"], 0, None, api_name="/compare")["runs"]
+
+
+# -- in a browser ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def page(url, chromium):
+    """An open page; at the end there must have been no console error and no request to another host."""
+    context = chromium.new_context(viewport={"width": 1480, "height": 900}, color_scheme="dark")
+    page, problems = context.new_page(), []
+    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
+    page.on("pageerror", lambda e: problems.append(str(e)))
+    page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else problems.append(r.url))
+    page.set_default_timeout(60_000)
+    page.goto(url)
+    page.wait_for_selector(".vtc-mask")
+    yield page
+    context.close()
+    assert not problems
+
+
+ANSWERED = ".vtc-said .time:has-text('FLOPs')"
+
+
+def tokens(page, column):
+    """The figure "kept/all" of a column, to be polled with `expect`."""
+    return page.locator(f".vtc-col-{column} .vtc-figures dd").first
+
+
+@pytest.mark.browser
+def test_first_view_is_filled(page):
+    assert page.locator(".vtc-mask").count() == 4
+    assert "576" in page.locator(".vtc-said .what").inner_text()
+    assert page.locator(".vtc-answer").count() == 4
+    assert page.locator("#vtc-question textarea").input_value()
+    assert "Embedded VLM" in page.locator(".vtc-top").inner_text()
+
+
+@pytest.mark.browser
+def test_a_suggested_question_runs(page):
+    chip = page.locator(".chips button").nth(1)
+    text = chip.inner_text()
+    chip.click()
+    page.locator(f'.vtc-strip[data-question="{text}"] {ANSWERED}').wait_for()
+    assert page.locator("#vtc-question textarea").input_value() == text
+
+
+@pytest.mark.browser
+def test_scene_budget_and_column_change_the_results(page):
+    before = page.locator("#vtc-preview img").get_attribute("src")
+    page.get_by_label("scene 3").click()
+    expect(page.locator("#vtc-preview img")).not_to_have_attribute("src", before)
+    expect(page.locator(".vtc-col-0 .vtc-mask image")).not_to_have_attribute("href", before)
+    page.locator(".marks button", has_text="128").click()
+    expect(tokens(page, 1)).to_have_text("128/576")
+    page.get_by_label("Method of column 2").select_option("pool")
+    expect(page.locator(".vtc-col-1 .vtc-merged:not([d=''])")).not_to_have_count(0)
+    page.get_by_label("Remove column 4").click()
+    expect(page.locator(".vtc-col:visible")).to_have_count(3)
+    page.get_by_text("Add a column").click()
+    expect(page.locator(".vtc-mask:visible")).to_have_count(4)
+
+
+@pytest.mark.browser
+def test_settings_of_a_column_are_its_hyper_parameters(page):
+    page.get_by_label("Method of column 3").select_option("fastv")
+    page.get_by_label("Settings of column 3").click()
+    settings = page.locator(".vtc-col-2 .settings")
+    names = [n.strip() for n in settings.locator("label > span").all_inner_texts()]
+    assert names == [p["name"].replace("_", " ") for p in methods.parameters("fastv") if p["name"] != "retention"]
+    settings.get_by_text("own number of tokens").click()
+    settings.get_by_label("Visual tokens kept in this column").fill("200")
+    expect(tokens(page, 2)).to_have_text("200/576")
+    expect(tokens(page, 1)).to_have_text("64/576")
+
+
+@pytest.mark.browser
+def test_stop_ends_a_comparison_and_the_next_one_works(page):
+    page.locator("#vtc-compare").click()
+    page.locator("#vtc-stop").click()
+    page.get_by_text("Stopped.").wait_for()
+    page.locator("#vtc-compare").click()
+    page.locator(ANSWERED).wait_for()
+
+
+@pytest.mark.browser
+def test_site_slider_by_keyboard_and_patch_by_pointer(page):
+    card = page.locator(".vtc-col-1 .vtc-body")
+    slider, svg = card.get_by_label("Place in the pass"), card.locator(".vtc-mask")
+    slider.focus()
+    page.keyboard.press("Home")
+    assert card.locator("output").inner_text() == "patch grid · 576"
+    assert card.locator(".vtc-layer.on").count() == 0
+    page.keyboard.press("End")
+    assert card.locator(".vtc-layer.on").count() == 1
+    status = svg.evaluate("s => JSON.parse(s.dataset.mask).sites.at(-1).status")
+    patch, box = status.index("0"), svg.bounding_box()
+    x, y = (patch % 24 + 0.5) / 24 * box["width"], (patch // 24 + 0.5) / 24 * box["height"]
+    svg.hover(position={"x": x, "y": y})
+    assert "dropped at" in card.locator(".vtc-tip").inner_text()
+
+
+@pytest.mark.browser
+def test_hostile_text_is_shown_as_text(page):
+    page.on("dialog", lambda d: pytest.fail("script ran"))
+    page.locator("#vtc-question textarea").fill(EVIL)
+    page.locator("#vtc-compare").click()
+    alert = page.locator(".vtc-said .vtc-problem")
+    alert.wait_for()
+    assert "onerror" in alert.inner_text() or "word" in alert.inner_text()
+    assert page.locator("img[src=x]").count() == 0
+    page.locator(".chips button").first.click()
+    page.locator(ANSWERED).wait_for()
+
+
+@pytest.mark.browser
+def test_upload_runs_without_truth_and_a_bad_file_is_refused(page, tmp_path):
+    Image.radial_gradient("L").resize((640, 400)).save(tmp_path / "own.png")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    chooser = page.locator("input[type=file]:not([multiple])").first
+    chooser.set_input_files(tmp_path / "own.png")
+    page.locator(".vtc-note").wait_for()
+    expect(page.locator(".vtc-evidence")).to_have_count(0)
+    page.locator(ANSWERED).wait_for()
+    assert page.locator(".vtc-answer.right, .vtc-answer.wrong").count() == 0
+    chooser.set_input_files(tmp_path / "bad.png")
+    page.locator(".vtc-said .vtc-problem").wait_for()
+    page.locator("#vtc-compare").click()
+    page.locator(ANSWERED).wait_for()
+
+
+@pytest.mark.browser
+def test_light_and_dark(page):
+    colour = "() => getComputedStyle(document.querySelector('.vtc-col')).backgroundColor"
+    dark = page.evaluate(colour)
+    page.get_by_label("Light or dark").click()
+    assert page.evaluate(colour) != dark
+    page.reload()
+    page.wait_for_selector(".vtc-mask")
+    assert page.evaluate(colour) != dark
+
+
+@pytest.mark.browser
+def test_phone_has_no_sideways_scroll(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_timeout(300)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="About").click()
+    page.wait_for_selector(".vtc-prose h2")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390

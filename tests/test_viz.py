@@ -1,0 +1,172 @@
+"""Figures from a Run's dict alone: no model is loaded here."""
+
+import json
+import re
+from html import unescape
+
+import numpy as np
+import pytest
+
+from vtc_demo import methods, viz
+from vtc_demo.ui import cards, summary
+
+ROWS, COLUMNS = 4, 6
+
+
+def site(name, status, home=None, weight=None):
+    return {
+        "site": name,
+        "tokens": status.count(2),
+        "counts": {"kept": status.count(2), "merged": status.count(1), "dropped": status.count(0)},
+        "status": status,
+        "weight": weight or [1.0 if s else 0.0 for s in status],
+        "home": home or [i if s == 2 else -1 for i, s in enumerate(status)],
+    }
+
+
+def run(title="FastV", name="fastv", sites=(), schedule=(24, 24, 24), answer="407", ttft=100.0, flops=4000):
+    return {
+        "method": {"method": name, "retention": 0.25},
+        "title": title,
+        "answer": answer,
+        "tokens0": ROWS * COLUMNS,
+        "visual_tokens": schedule[-1],
+        "schedule": list(schedule),
+        "equivalent_tokens": sum(schedule) / len(schedule),
+        "timings_ms": {"preprocess": 10.0, "vision": 40.0, "projector": 1.0, "compression": 2.0, "prefill": ttft - 53, "ttft": ttft,
+                       "decode": 20.0, "decode_per_token": 5.0, "total": ttft + 20},
+        "flops": {"vision": 1000, "prefill": flops - 1500, "decode": 500, "total": flops},
+        "kv_bytes": 2048,
+        "kv_lengths": [30, 30, 30],
+        "grid": [ROWS, COLUMNS],
+        "sites": list(sites),
+        "vision_shared": False,
+        "error": None,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def reduced():
+    """Merges patch 1 into patch 0 at the projector, then drops the lower half at LLM layer 1."""
+    merged = [2, 1] + [2] * 22
+    home = [0, 0, *range(2, 24)]
+    weight = [0.63, 0.37] + [1.0] * 22
+    dropped = merged[:12] + [0] * 12
+    return run(
+        sites=[site("projector", merged, home, weight), site("llm_layer(1)", dropped, home[:12] + [-1] * 12, weight)],
+        schedule=(23, 11, 11),
+        ttft=60.0,
+        flops=2500,
+    )
+
+
+def area(path):
+    """Cells inside a path of `cells`: the widths of its one-cell-high rectangles."""
+    return sum(int(w) for w in re.findall(r"h(\d+)v1", path))
+
+
+def test_cells_cover_exactly_the_true_ones():
+    where = np.random.default_rng(0).random((7, 9)) > 0.5
+    drawn = np.zeros_like(where)
+    for c, r, w in re.findall(r"M(\d+) (\d+)h(\d+)v1", viz.cells(where)):
+        drawn[int(r), int(c) : int(c) + int(w)] = True
+    assert (drawn == where).all()
+
+
+def test_outline_length_is_the_number_of_borders():
+    where = np.zeros((4, 5), bool)
+    where[1:3, 1:4] = True  # 2 x 3: 10 edges
+    where[0, 0] = True  # touches at a corner only: 4 more
+    assert sum(int(n) for n in re.findall(r"[hv](\d+)", viz.outline(where))) == 14
+
+
+def test_frames_follow_the_pass(reduced):
+    frames = viz.frames(reduced)
+    assert [f["label"] for f in frames] == [
+        "patch grid",
+        "projector",
+        "LLM input",
+        "LLM layer 0",
+        "LLM layer 1",
+        "LLM layer 2",
+    ]
+    assert [f["mask"] for f in frames] == [None, 0, 0, 0, 1, 1]
+    assert [f["tokens"] for f in frames] == [24, 23, 23, 23, 11, 11]
+
+
+def test_mask_draws_every_patch_once_per_site(reduced):
+    svg = viz.mask(reduced, "data:image/jpeg;base64,AA", title="FastV")
+    for index, reality in enumerate(reduced["sites"]):
+        layer = re.search(rf'data-site="{index}">(.*?)</g>', svg)[1]
+        dropped, merged = (re.search(rf'vtc-{k}" d="(.*?)"', layer)[1] for k in ("dropped", "merged"))
+        assert (area(dropped), area(merged)) == (reality["counts"]["dropped"], reality["counts"]["merged"])
+    data = json.loads(unescape(re.search(r'data-mask="(.*?)"', svg)[1]))
+    assert data["sites"][0]["merged"] == {"1": [0, 0.37]}
+    assert data["sites"][1]["status"] == "21" + "2" * 10 + "0" * 12
+
+
+def test_evidence_share_reads_the_last_site_on_any_grid(reduced):
+    evidence = np.zeros((ROWS, COLUMNS), bool)
+    evidence[1:3, 0] = True  # one patch above the cut, one below
+    assert viz.evidence_share(reduced, evidence) == 0.5
+    assert viz.evidence_share(reduced, np.repeat(np.repeat(evidence, 2, 0), 2, 1)) == 0.5
+    assert viz.evidence_share(reduced, np.zeros((ROWS, COLUMNS), bool)) is None
+    assert viz.evidence_share(run(), evidence) == 1.0
+
+
+def test_speedup_measured_and_expected(reduced):
+    measured, expected = viz.speedup(reduced, run())
+    assert measured == pytest.approx(100 / 60)
+    assert expected == pytest.approx(3500 / 2000)  # decoding is left out on both sides
+
+
+@pytest.mark.parametrize(
+    "truth, answer, state", [("407", " 407. ", "right"), ("407", "401", "wrong"), (None, "7", "neutral")]
+)
+def test_verdict(truth, answer, state):
+    full = run("Full", "full")
+    assert viz.verdict(run(answer=answer), truth, full)[0] == state
+
+
+def test_without_truth_the_full_model_is_the_measure():
+    full = run("Full", "full")
+    assert viz.verdict(run(), None, full)[1] == "as the full model"
+    assert "407" in viz.verdict(run(answer="7"), None, full)[1]
+
+
+def test_colours_differ_and_stay():
+    known = methods.list_methods()
+    hues = viz.colours(known)
+    assert hues == viz.colours(known)
+    first = [hues[n] for n in ("full", "random", "fastervlm", "visionzip", "fastv", "pool", "divprune")]
+    assert len(set(first)) == len(first)
+
+
+def test_the_sentence_follows_the_results(reduced):
+    full = run("Full", "full")
+    worse = run("Random", "random", schedule=(11, 11, 11), answer="7", ttft=60.0, flops=2400)
+    what, time = summary.sentence([full, reduced, worse], {}, "407")
+    plain = re.sub("<.*?>", "", what)
+    assert plain == "At 11 of 24 tokens, FastV still answers right; Random does not."
+    assert "1.7×" in time
+    plain = re.sub("<.*?>", "", summary.sentence([full, reduced, worse], {}, "9")[0])
+    assert "FastV and Random answer wrong" in plain and "full model itself is wrong" in plain
+    assert "as the full model does" in summary.sentence([full, reduced], {}, None)[0]
+
+
+def test_hostile_text_is_escaped_everywhere(reduced):
+    evil = "<img src=x onerror=alert(1)>"
+    reduced |= {"answer": evil, "title": evil}
+    full = run("Full", "full", answer=evil)
+    html = [
+        cards.card(reduced, "data:,", full=full, truth=evil),
+        cards.card(reduced, "data:,", full=full),
+        cards.running("data:,", "decode", evil),
+        cards.failed(evil),
+        cards.strip([full, reduced], {}, evil, None),
+        cards.strip([full, reduced], {}, evil, evil),
+        cards.waiting(evil),
+        cards.problem(evil),
+    ]
+    for piece in html:
+        assert "<img src=x" not in piece
