@@ -3,6 +3,7 @@
 An adapter maps (inputs, hp) to outputs under the names of the recording, both without the prefix `inputs.`/`outputs.`.
 """
 
+import adapters_stages
 import torch
 
 from vtc_demo.methods import divprune as divprune_maths
@@ -81,3 +82,4 @@ def _next_layer_last_row(hidden, wq, wk, ln_weight, heads, base=10000.0, eps=1e-
 
 
 ADAPTERS = {"divprune": divprune, "fastervlm": fastervlm, "visionzip": visionzip, "fastv": fastv, "pdrop": pdrop}
+ADAPTERS |= adapters_stages.ADAPTERS

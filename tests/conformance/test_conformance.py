@@ -21,7 +21,7 @@ RECORDINGS = [
     for file in sorted(folder.glob("*.safetensors"))
     if file.stem in ADAPTERS
 ]
-OTHER_NAME = {"pyramiddrop": "pdrop"}  # methods whose recording goes by another name
+OTHER_NAME = {"pyramiddrop": "pdrop", "mustdrop": "mustdrop_prefill"}  # methods whose recording goes by another name
 
 
 def load(file):
