@@ -48,6 +48,8 @@ def _header(vlm) -> str:
     name = "Embedded VLM" if vlm.name == "embedded" else vlm.name.rstrip("/").rsplit("/", 1)[-1]
     device = str(vlm.device).upper().split(":")[0]
     return (
-        f'<header class="vtc-top"><h1><span>{TITLE}</span></h1><span class="pill">{escape(name)} · {escape(device)}</span>'
-        '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button></header>'
+        f'<header class="vtc-top"><h1><span>{TITLE}</span></h1>'
+        f'<span class="pill">{escape(name)} · {escape(device)}</span>'
+        '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button>'
+        "</header>"
     )

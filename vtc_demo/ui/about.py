@@ -13,9 +13,9 @@ fewer: it drops tokens or merges them, before or inside the language model. Each
 weights, the same picture and the same question. Nothing on the cards is prepared: the first view too was computed when
 the server started.
 
-- **Masks.** *Kept* patches have a token of their own. *Merged* ones live on in the token of another patch. *Dropped* ones
-  are gone: removed from the pass and from the cache, not hidden by a mask. Move the slider under a picture to follow the
-  pass from the patch grid to the last layer; point at a patch to read its fate.
+- **Masks.** *Kept* patches have a token of their own. *Merged* ones live on in the token of another patch. *Dropped*
+  ones are gone: removed from the pass and from the cache, not hidden by a mask. Move the slider under a picture to follow
+  the pass from the patch grid to the last layer; point at a patch to read its fate.
 - **Evidence.** In a generated scene it is known which patches carry the answer; they have a dashed outline. The share
   that is kept or merged stands on the card. For a picture of your own neither truth nor evidence is known; the answer
   is then compared with the full model's.
@@ -35,8 +35,8 @@ the server started.
 ## Limits
 
 - The embedded model is small and knows only its generated world: shapes and things, colours, sizes, counts, positions,
-  numbers and short words. It has the token geometry of LLaVA-1.5 (576 tokens), not its knowledge. Ranks between methods on it need
-  not carry over to large models.
+  numbers and short words. It has the token geometry of LLaVA-1.5 (576 tokens), not its knowledge. Ranks between methods
+  need not carry over to large models.
 - One question is an example, not a benchmark.
 - A method's settings say how faithful it is: *matches released code* (tested), *from the paper*, or *in the style of*.
 
@@ -48,7 +48,8 @@ the server started.
 from gradio_client import Client
 
 client = Client("http://127.0.0.1:7860")  # the address of this page
-found = client.predict(question="How many objects are there?", methods=["full", "fastervlm@0.11"], scene=0, api_name="/compare")
+methods = ["full", "fastervlm@0.11"]
+found = client.predict(question="How many objects are there?", methods=methods, scene=0, api_name="/compare")
 print([run["answer"] for run in found["runs"]])
 ```
 """

@@ -10,20 +10,6 @@ from ..images import load_rgb
 from . import serve
 
 
-class SafeImage(gr.Image):
-    """An image input whose bad files give a plain message; Gradio's own reading happens before any handler."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        if payload is None:
-            return None
-        try:
-            return load_rgb(payload.path)
-        except ValueError as error:
-            raise gr.Error(str(error)) from None
-
-
 def build(stream) -> None:
     """Endpoints without a face; their components are hidden. stream: see `serve.streamer`."""
 
@@ -34,11 +20,9 @@ def build(stream) -> None:
         built-in scene (used if no image is given). image: an image file. Returns the comparison as a dict.
         """
         try:
-            picture = image if image is not None else serve.scene(scene).image
-            last = None
-            for _, _, last in stream(picture, question, methods if isinstance(methods, list) else [methods]):
-                pass
-            return last
+            picture = load_rgb(image) if image else serve.scene(scene).image
+            events = list(stream(picture, question, methods if isinstance(methods, list) else [methods]))
+            return events[-1][-1]
         except ValueError as error:
             raise gr.Error(str(error)) from None
         except Exception:
@@ -49,7 +33,7 @@ def build(stream) -> None:
         question = gr.Textbox(label="question")
         chosen = gr.JSON(label="methods", value=["full", "fastervlm@0.11"])
         scene = gr.Number(0, label="scene", precision=0)
-        image = SafeImage(label="image", value=None)
+        image = gr.File(label="image")  # not gr.Image, which fails on a bad file before any handler can say why
         result = gr.JSON(label="comparison")
         gr.Button().click(
             compare, [question, chosen, scene, image], result, api_name="compare",

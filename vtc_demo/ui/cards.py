@@ -60,7 +60,7 @@ def _player(run: dict) -> str:
 
 def banner(state: str, answer: str, remark: str) -> str:
     """The answer, so large that it is seen from across a room."""
-    text = escape(answer) or "<i>no answer</i>"
+    text = escape(answer) or ("" if state == "running" else "<i>no answer</i>")
     return (
         f'<div class="vtc-answer {state}"><span class="mark" aria-hidden="true">{MARKS[state]}</span>'
         f'<span class="text{" long" if len(answer) > LONG else ""}">{text}</span>'
@@ -103,12 +103,11 @@ def _figure(label: str, value: str, note: str, title: str) -> str:
 
 def running(picture: str, stage: str = "", text: str = "") -> str:
     """A card whose run is under way or still waits for its turn; the shape of the finished card."""
-    remark = WAITING.get(stage, stage or "waiting")
     bones = "".join(f'<div class="vtc-bone" style="height:{h}px"></div>' for h in (58, 44, 14, 14))
     return f"""<div class="vtc-body is-running" aria-busy="true">
 <div class="vtc-picture"><img src="{escape(picture)}" alt=""></div>
 <div class="vtc-progress{" go" if stage else ""}"></div>
-<div class="vtc-answer running"><span class="text{" long" if len(text) > LONG else ""}">{escape(text)}</span><span class="remark">{escape(remark)}</span></div>
+{banner("running", text, WAITING.get(stage, stage or "waiting"))}
 {bones}</div>"""
 
 

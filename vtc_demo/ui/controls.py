@@ -52,7 +52,8 @@ def budget(tokens: int, total: int) -> gr.HTML:
     low = max(1, -(-total // 100))  # methods keep at least 1 %
     markup = (
         f'<input type="range" min="{low}" max="{total}" step="1" value="{tokens}" aria-label="Visual tokens kept">'
-        f'<div class="read"><output></output><span class="share"></span></div><div class="marks" role="group">{marks}</div>'
+        '<div class="read"><output></output><span class="share"></span></div>'
+        f'<div class="marks" role="group">{marks}</div>'
     )
     return control("budget", {"tokens": tokens, "total": total}, markup)
 
