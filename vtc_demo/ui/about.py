@@ -14,7 +14,7 @@ weights, the same picture and the same question. Nothing on the cards is prepare
 the server started.
 
 - **Masks.** *Kept* patches have a token of their own. *Merged* ones live on in the token of another patch. *Dropped*
-  ones are gone: removed from the pass and from the cache, not hidden by a mask. Move the slider under a picture to follow
+  ones are gone: removed from the pass and the cache, not hidden by a mask. Move the slider under a picture to follow
   the pass from the patch grid to the last layer; point at a patch to read its fate.
 - **Evidence.** In a generated scene it is known which patches carry the answer; they have a dashed outline. The share
   that is kept or merged stands on the card. For a picture of your own neither truth nor evidence is known; the answer
