@@ -21,12 +21,13 @@ def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None, mean: 
     rows [r]: places of the queries among the keys for a causal mask; None: every key is seen. Each group of
     heads / kv_heads queries shares one key head (GQA). With `mean`, no more than CHUNK scores are held at a time.
     """
-    heads, n = q.shape[0], k.shape[1]
-    k = k.repeat_interleave(heads // k.shape[0], 0).transpose(1, 2)  # [heads, d, n]
+    heads, (kv_heads, n, d) = q.shape[0], k.shape
+    k = k.transpose(1, 2)  # [kv_heads, d, n]
     step = max(1, CHUNK // (heads * n))
     parts = []
     for start in range(0, q.shape[1], step):
-        scores = (q[:, start : start + step] @ k) * scale  # [heads, step, n]
+        grouped = q[:, start : start + step].reshape(kv_heads, -1, d)  # [kv_heads, heads / kv_heads * step, d]
+        scores = (grouped @ k).view(heads, -1, n) * scale  # [heads, step, n]
         if rows is not None:
             future = torch.arange(n, device=k.device) > rows[start : start + step, None]  # [step, n]
             scores = scores.masked_fill(future, float("-inf"))
@@ -110,8 +111,8 @@ class DecoderProbe:
     def _turned(self, projected: Tensor, rows: Tensor | slice) -> Tensor:
         """[r, heads * d] -> [heads, r, d] with RoPE."""
         cos, sin = (part[rows] for part in self.rope)
-        x = projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim).transpose(0, 1)
-        return x * cos + rotate_half(x) * sin
+        x = projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim)  # [r, heads, d]
+        return (x * cos[:, None] + rotate_half(x) * sin[:, None]).transpose(0, 1)
 
     def keys(self) -> Tensor:
         if self.cached is None:
