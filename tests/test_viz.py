@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vtc_demo import methods, viz
-from vtc_demo.ui import cards, summary
+from vtc_demo.ui import cards, compare, summary
 
 ROWS, COLUMNS = 4, 6
 
@@ -170,3 +170,17 @@ def test_hostile_text_is_escaped_everywhere(reduced):
     ]
     for piece in html:
         assert "<img src=x" not in piece
+
+
+def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
+    def stream(image, question, chosen):
+        yield "start", None, [m["method"] for m in chosen]
+        yield "stage", 0, {"stage": "vision"}
+        raise RuntimeError("secret detail")
+
+    tab = compare.Compare(stream, 576, embedded=True)
+    heads = [{"method": "random", "own": False, "tokens": 64, "params": {}, "on": on} for on in (True, False, False)]
+    *_, last = tab.answer(compare.Source.of(0), "How many objects are there?", {"tokens": 64}, *heads)
+    assert "Try again" in last[0] and "secret" not in "".join(map(str, last))
+    assert all("no answer" in card for card in last[1:3])
+    assert isinstance(last[3], dict) and isinstance(last[4], dict)  # the columns that are off are left alone

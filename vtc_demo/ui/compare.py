@@ -18,6 +18,7 @@ SCENES = (0, 1, 2, 3, 4)
 QUESTION_KIND = "reading"  # asked of a scene first: what compression costs shows most in reading
 COLUMNS = ("fastervlm", "fastv", "random")
 TOKENS = 64
+FAILED = "Something went wrong on our side. Try again, or choose another method."
 UPLOADED = (
     "This small model knows only its generated world of shapes, colours, numbers and words: "
     "on a picture of your own it shows what is cut and what it costs, not what the picture says."
@@ -55,8 +56,10 @@ class Board:
         self.picture = viz.data_url(viz.square(source.image))
         self.runs: dict[int, dict] = {}  # column -> run
         self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
+        self.begun = False
 
     def take(self, kind: str, index: int | None, data: Any) -> None:
+        self.begun = True
         if kind == "run":
             self.runs[self.columns[index]] = data
         elif kind == "error":
@@ -116,18 +119,22 @@ class Compare:
 
     def answer(self, source: Source, question: str, budget: dict, *heads: dict):
         """The one handler that runs the model: yields the strip and the four cards as results arrive."""
+        board = None
         try:
             columns, specs = self.specs(budget["tokens"], list(heads))
             board = Board(source, question, columns, self.hues)
             yield from self._follow(board, specs)
         except ValueError as error:
-            yield cards.problem(_sentence(error)), *[gr.skip()] * 4
+            yield cards.problem(_sentence(error)), *self._given_up(board)
         except Exception:
             logging.exception("a comparison failed")
-            yield (
-                cards.problem("Something went wrong on our side. Try again, or choose another method."),
-                *[gr.skip()] * 4,
-            )
+            yield cards.problem(FAILED), *self._given_up(board)
+
+    @staticmethod
+    def _given_up(board: Board | None) -> list:
+        """The cards after a failure: those that have no result stop waiting for one."""
+        waiting = [c for c in board.columns if c not in board.runs] if board and board.begun else []
+        return [cards.failed("no answer", board.picture) if c in waiting else gr.skip() for c in range(4)]
 
     def _follow(self, board: Board, specs: list[dict]):
         for kind, index, data in self.stream(board.source.image, board.question, specs):
