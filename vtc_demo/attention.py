@@ -6,6 +6,8 @@ states that entered it, and repeats the first half of its attention for some row
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import rotate_half
@@ -48,50 +50,123 @@ def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 
 class EncoderProbe:
-    """One CLIP encoder layer and the tokens that entered it, [n, C]."""
+    """One encoder layer and the tokens that entered it, [N, C]; for layers named as in CLIP and SigLIP.
 
-    def __init__(self, layer: nn.Module, entered: Tensor):
-        self.layer, self.entered, self.flops = layer, entered, 0
-        self._normed = self._keys = None
+    sources [n, g]: the tokens behind each of the n that a method sees; None: it sees all N as they are. The attention
+    of a group is summed over its keys and averaged over its rows, so that rows still add up to 1.
+    segments: lengths of the spans that attend to each other; None: one. rope: (cos, sin), [N, d] each, if q and k turn.
+    """
+
+    def __init__(self, layer: nn.Module, entered: Tensor, sources=None, segments=None, rope=None):
+        self.layer, self.entered, self.sources, self.rope, self.flops = layer, entered, sources, rope, 0
+        self.segments = segments or (entered.shape[0],)
+        if sources is None and len(self.segments) > 1:
+            self.sources = torch.arange(entered.shape[0], device=entered.device)[:, None]
+        self._shared: dict[str, Tensor] = {}
 
     @property
     def tokens(self) -> int:
-        return self.entered.shape[0]
+        return self.entered.shape[0] if self.sources is None else self.sources.shape[0]
 
+    def only(self, part: Tensor) -> EncoderProbe:
+        """The same for some of the tokens, [p] int64: these are its rows and keys."""
+        out = copy.copy(self)
+        out.sources, out.flops = self.sources[part], 0
+        return out
+
+    # -- names of the layer's parts, which differ between towers --------------------------------------------------
+    @property
+    def block(self) -> nn.Module:
+        return self.layer.self_attn
+
+    @property
+    def scale(self) -> float:
+        return self.block.scale
+
+    def norm(self, x: Tensor) -> Tensor:
+        return self.layer.layer_norm1(x)
+
+    def project(self, x: Tensor, which: str) -> Tensor:
+        """[n, C] -> [n, heads * d]; which: "q" or "k"."""
+        return getattr(self.block, f"{which}_proj")(x)
+
+    # -- attention ------------------------------------------------------------------------------------------------
     def _heads(self, x: Tensor) -> Tensor:
         """[n, C] -> [heads, n, d]"""
-        attention = self.layer.self_attn
-        return x.view(x.shape[0], attention.num_heads, attention.head_dim).transpose(0, 1)
+        return x.view(x.shape[0], self.block.num_heads, -1).transpose(0, 1)
+
+    def _turned(self, x: Tensor, rows=slice(None)) -> Tensor:
+        """[heads, r, d] with RoPE, if the tower has it."""
+        if self.rope is None:
+            return x
+        cos, sin = (part[rows].float() for part in self.rope)
+        return (x.float() * cos + rotate_half(x.float()) * sin).to(x.dtype)
+
+    def _once(self, name: str, make) -> Tensor:
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
 
     def _input(self) -> Tensor:
-        if self._normed is None:
-            self._normed = self.layer.layer_norm1(self.entered)
-        return self._normed
+        return self._once("normed", lambda: self.norm(self.entered))
+
+    def _projected(self) -> Tensor:
+        """k_proj output of every token of the layer, [heads, N, d]; computed and booked once."""
+
+        def make():
+            n, width = self.entered.shape
+            self.flops += cost.linear_flops(n, width, width)
+            return self._heads(self.project(self._input(), "k"))
+
+        return self._once("keys", make)
 
     def keys(self) -> Tensor:
-        """k_proj output, bias included, [heads, n, d]; computed once."""
-        if self._keys is None:
-            self._keys = self._heads(self.layer.self_attn.k_proj(self._input()))
-            width = self.entered.shape[1]
-            self.flops += cost.linear_flops(self.tokens, width, width)
-        return self._keys
+        """k_proj output, bias included, unscaled, without RoPE, [heads, n, d]; the mean over a group."""
+        keys = self._projected()
+        return keys if self.sources is None else keys[:, self.sources].mean(2)
 
     def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
         """rows [r] int64 -> [heads, r, n] float32, or its mean over the heads [r, n]."""
-        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scale, None, mean)
+        keys = self._turned(self._projected())
+        if self.sources is None:
+            return softmax_rows(self._queries(rows), keys, self.scale, None, mean)
+        lead = () if mean else (keys.shape[0],)
+        out = torch.zeros((*lead, len(rows), self.tokens), device=rows.device)
+        start = 0
+        for length in self.segments:
+            span = keys[:, start : start + length]
+            within = lambda x: ((x >= start) & (x < start + length)).nonzero().flatten()  # noqa: B023, E731
+            columns, mine = within(self.sources[:, 0]), within(self.sources[rows, 0])
+            step = max(1, CHUNK // (keys.shape[0] * length * self.sources.shape[1]))
+            for some in mine.split(step):
+                grouped = self._grouped(rows[some], span, self.sources[columns] - start, mean)
+                out[..., some[:, None], columns] = grouped
+            start += length
+        return out
+
+    def _grouped(self, rows: Tensor, keys: Tensor, columns: Tensor, mean: bool) -> Tensor:
+        """Attention of rows [r] over the keys of one segment, as groups: [heads, r, n] or [r, n]."""
+        members = self.sources[rows]  # [r, g]
+        weights = softmax_rows(self._queries(members.flatten(), keys.shape[1]), keys, self.scale, None, mean)
+        weights = weights[..., columns].sum(-1)  # [..., r * g, n]
+        return weights.unflatten(-2, members.shape).mean(-2)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """rows [r] int64 -> [r, n] float32, see `mean_logits`."""
-        return mean_logits(self._queries(rows), self.keys(), self.layer.self_attn.scale)
+        """rows [r] int64 -> [r, n] float32, see `mean_logits`; of a group, the mean over its members."""
+        keys = self._turned(self._projected())
+        if self.sources is None:
+            return mean_logits(self._queries(rows), keys, self.scale)
+        members = self.sources[rows]
+        queries = self._queries(members.flatten()).unflatten(1, members.shape).mean(2)
+        return mean_logits(queries, keys[:, self.sources].mean(2), self.scale)
 
-    def _queries(self, rows: Tensor) -> Tensor:
-        """[heads, r, d]; books them and their scores."""
-        attention = self.layer.self_attn
-        heads, width = attention.num_heads, self.entered.shape[1]
+    def _queries(self, rows: Tensor, keys: int | None = None) -> Tensor:
+        """[heads, r, d] with RoPE; books them and their scores over `keys` keys (default: all)."""
+        width, heads = self.entered.shape[1], self.block.num_heads
         self.flops += cost.rows_attention_flops(
-            len(rows), self.tokens, heads, attention.head_dim, width, heads, project_keys=False
+            len(rows), keys or self.entered.shape[0], heads, width // heads, width, heads, project_keys=False
         )
-        return self._heads(attention.q_proj(self._input()[rows]))
+        return self._turned(self._heads(self.project(self._input()[rows], "q")), rows)
 
 
 class DecoderProbe:
@@ -108,17 +183,19 @@ class DecoderProbe:
     def tokens(self) -> int:
         return self.entered.shape[0]
 
-    def _turned(self, projected: Tensor, rows: Tensor | slice) -> Tensor:
-        """[r, heads * d] -> [heads, r, d] with RoPE."""
+    def _turned(self, projected: Tensor, rows: Tensor | slice, which: str) -> Tensor:
+        """[r, heads * d] -> [heads, r, d], normed if the decoder norms its heads (Qwen3), with RoPE."""
         cos, sin = (part[rows] for part in self.rope)
-        x = projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim)  # [r, heads, d]
-        return (x * cos[:, None] + rotate_half(x) * sin[:, None]).transpose(0, 1)
+        norm = getattr(self.layer.self_attn, f"{which}_norm", None)
+        x = projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim)
+        x = (x if norm is None else norm(x)).transpose(0, 1)
+        return x * cos + rotate_half(x) * sin
 
     def keys(self) -> Tensor:
         if self.cached is None:
             attention, everything = self.layer.self_attn, slice(None)
             projected = attention.k_proj(self.layer.input_layernorm(self.entered))
-            self.cached = self._turned(projected, everything)
+            self.cached = self._turned(projected, everything, "k")
             self.flops += cost.linear_flops(self.tokens, self.entered.shape[1], projected.shape[1])
         return self.cached
 
@@ -133,7 +210,7 @@ class DecoderProbe:
     def _queries(self, rows: Tensor) -> Tensor:
         """[heads, r, d] with RoPE; books them and their scores."""
         attention, keys = self.layer.self_attn, self.keys()
-        q = self._turned(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows)
+        q = self._turned(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows, "q")
         heads, kv_heads = q.shape[0], keys.shape[0]
         self.flops += cost.rows_attention_flops(
             len(rows), self.tokens, heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False

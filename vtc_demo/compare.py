@@ -10,10 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from . import engine, methods
-from .images import load_rgb
 from .measure import environment
 from .methods.base import Method
 from .models import VLM
@@ -52,13 +49,25 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=indent, ensure_ascii=False)
 
 
-def run(vlm: VLM, image, question: str, method="full", *, max_new_tokens: int = 16, seed: int = 0, **hyper) -> Run:
+def run(
+    vlm: VLM,
+    image,
+    question: str,
+    method="full",
+    *,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    budget: str = "global",
+    **hyper,
+) -> Run:
     """One method on one image. method: anything `methods.resolve` takes; `hyper` overrules its hyper-parameters.
 
-    Raises ValueError for bad input and for a method that does not suit the model.
+    image: or a list of images, for a prompt with several. budget: see `engine.stream`. Raises ValueError for bad input
+    and for a method that does not suit the model.
     """
     method = methods.resolve(method, **hyper)
-    return engine.run(vlm, image, question, method, max_new_tokens=_length(max_new_tokens), seed=_seed(seed))
+    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "budget": budget}
+    return engine.run(vlm, image, question, method, **options)
 
 
 def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comparison:
@@ -69,7 +78,14 @@ def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comp
 
 
 def compare_events(
-    vlm: VLM, image, question: str, chosen: Iterable, *, max_new_tokens: int = 16, seed: int = 0
+    vlm: VLM,
+    image,
+    question: str,
+    chosen: Iterable,
+    *,
+    max_new_tokens: int = 16,
+    seed: int = 0,
+    budget: str = "global",
 ) -> Iterator[Event]:
     """Run the methods one after another and yield an Event at every step, the last being "done".
 
@@ -81,13 +97,13 @@ def compare_events(
     columns = [methods.resolve(x) for x in chosen]
     if not columns:
         raise ValueError("no method to compare; name at least one")
-    image = load_rgb(image)
+    image = engine.pictures(image)
     question = vlm.check_question(question)
-    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed)}
+    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "budget": budget}
     return _events(vlm, image, question, columns, options)
 
 
-def _events(vlm: VLM, image: Image.Image, question: str, columns: list[Method], options: dict) -> Iterator[Event]:
+def _events(vlm: VLM, image: list, question: str, columns: list[Method], options: dict) -> Iterator[Event]:
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
     key, runs = engine.picture_key(image), []

@@ -2,12 +2,14 @@
 
 Nothing is patched and no state is kept between runs: tokens that a method drops are gone from the hidden states and
 from the caches of all later layers. Batch 1, greedy decoding, fused attention (SDPA) without a mask, which means causal
-in the prefill and everything in a decode step. One image per prompt, so the visual tokens are one span of the sequence.
+in the prefill and everything in a decode step. Where the visual tokens stand in the prompt is the layout's affair: one
+span, rows with line breaks between them, tiles of one picture, or several pictures.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -22,9 +24,10 @@ from .attention import DecoderHalves, DecoderProbe, EncoderHalves, EncoderProbe
 from .images import load_rgb
 from .measure import Stopwatch, timings_ms
 from .methods import resolve
-from .methods.base import Method
+from .methods.base import Method, ModelShape
 from .models import VLM
-from .rearrange import in_order, shrink, splice
+from .models.layout import Inputs, Layout, Prompt
+from .rearrange import in_order, joined, shrink
 from .results import Run
 from .tokens import Reduction, Site, Trace
 from .view import SiteView
@@ -41,15 +44,26 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Encoded:
-    """The vision pass of one image. features, entered [n, C]: output and input of the feature layer."""
+    """The vision pass of one prompt's pictures. features, entered [N, C]: output and input of the feature layer."""
 
     features: Tensor
     entered: Tensor
+    layout: Layout
+    state: Any  # the adapter's, see `Adapter.embed`
+    taps: tuple[Tensor, ...]  # outputs of earlier layers that the decoder is given, too
     extra: int  # leading tokens that are no patch
-    grid: tuple[int, int]
-    schedule: tuple[int, ...]  # tokens entering each encoder layer that ran
+    schedule: tuple[int, ...]  # tokens entering each encoder layer that ran (all crops together)
     fed: tuple[int, ...]  # tokens through the MLP of each
     seconds: dict[str, float]  # preprocess and vision
+
+
+class Projected(NamedTuple):
+    """Visual tokens on their way into the LLM. tokens [1, n, D]; stand [n]: the token at the projector at which each
+    stands; deep: for each of the first decoder layers what is added to the visual tokens after it, [1, n, D]."""
+
+    tokens: Tensor
+    stand: Tensor
+    deep: list[Tensor]
 
 
 def run(vlm: VLM, image, question: str, method: Method, **options) -> Run:
@@ -59,8 +73,19 @@ def run(vlm: VLM, image, question: str, method: Method, **options) -> Run:
     return last
 
 
-def picture_key(image: Image.Image) -> str:
+def pictures(source) -> list[Image.Image]:
+    """One picture or several (a list of them), each anything that `load_rgb` takes. Raises ValueError for none."""
+    if not isinstance(source, list | tuple):
+        return [load_rgb(source)]
+    if not source:
+        raise ValueError("the list of images is empty; give at least one")
+    return [load_rgb(one) for one in source]
+
+
+def picture_key(image: Image.Image | list[Image.Image]) -> str:
     """The same for images of the same pixels."""
+    if isinstance(image, list):
+        return "".join(map(picture_key, image))
     return f"{image.size}{hashlib.sha256(image.tobytes()).hexdigest()}"
 
 
@@ -75,42 +100,46 @@ def stream(
     seed: int = 0,
     ignore_eos: bool = False,
     key: str | None = None,
+    budget: str = "global",
 ) -> Iterator[Event]:
     """Answer a question, as a stream of events that ends with the Run. Closing the generator stops the work.
 
-    image: anything `load_rgb` takes. seed: for methods that draw at random. ignore_eos: answers of a fixed length, for
-    timing. key: `picture_key` of the image if it is at hand. The vision pass of the last image is kept on the VLM and
-    shared by methods that act neither on the image nor inside the tower. Raises ValueError for bad input and for a
-    method that the model or the image does not suit.
+    image: anything `load_rgb` takes, or a list of such for several pictures. seed: for methods that draw at random.
+    ignore_eos: answers of a fixed length, for timing. key: `picture_key` of the image if it is at hand. budget: where
+    pictures are encoded as several views, "global" ranks the tokens of all views together, "crop" asks the method view
+    by view, so that each keeps its share. The vision pass of the last image is kept on the VLM and shared by methods
+    that act neither on the image nor inside the tower. Raises ValueError for bad input and for a method that the model
+    or the image does not suit.
     """
     if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
         raise ValueError(f"max_new_tokens={max_new_tokens} must be between 1 and {MAX_NEW_TOKENS}")
-    image = load_rgb(image)
-    work = Pass(vlm, method, seed)
+    images = pictures(image)
+    question = vlm.check_question(question)
+    work = Pass(vlm, method, seed, budget)
     watch = work.watch
     yield from watch.pause(Event("stage", "preprocess"))
-    watch.enter("preprocess")
-    before, after = vlm.prompt_ids(question)
-    watch.enter(None)
-
-    encoded = work.recall(key := key or picture_key(image))
+    encoded = work.recall(key := key or picture_key(images))
     shared = encoded is not None
     if not shared:
         watch.enter("preprocess")
-        pixels = vlm.pixels(image, work.side)
+        inputs = vlm.inputs(images, work.side)
         yield from watch.pause(Event("stage", "vision"))
         watch.enter("vision")
-        encoded = work.encode(pixels)
+        encoded = work.encode(inputs)
         watch.enter(None)
         encoded = work.remember(key, encoded)
+    else:
+        work.lay(encoded.layout)
+    watch.enter("preprocess")
+    prompt = vlm.prompt(question, encoded.layout)
 
     yield from watch.pause(Event("stage", "projector"))
     watch.enter("projector")
-    visual = work.project(encoded)  # [1, n, D]
+    visual = work.project(encoded)
 
     yield from watch.pause(Event("stage", "prefill"))
     watch.enter("prefill")
-    prefilled = work.prefill(before, visual, after)
+    prefilled = work.prefill(prompt, visual)
     token = prefilled.token
     ids = token.tolist()
     yield from watch.pause(Event("token", _text(vlm, ids)))
@@ -132,10 +161,10 @@ def warm_up(vlm: VLM) -> None:
         return
     vlm.warm = True
     work = Pass(vlm, resolve("full"), seed=0)
-    side = vlm.shape.grid[0] * vlm.shape.patch_size
-    text = torch.zeros((1, 8), dtype=torch.long, device=vlm.device)
-    pixels = torch.zeros((1, 3, side, side), device=vlm.device, dtype=vlm.dtype)
-    prefilled = work.prefill(text, work.project(work.encode(pixels)), text)
+    inputs = vlm.inputs([Image.new("RGB", (64, 64))])
+    placeholder = vlm.config.image_token_id
+    prompt = Prompt.build([0] * 8 + [placeholder] + [0] * 8, placeholder, inputs.layout, vlm.device)
+    prefilled = work.prefill(prompt, work.project(work.encode(inputs)))
     work.step(prefilled, prefilled.token, 0)
 
 
@@ -158,19 +187,35 @@ class Prefilled:
 class Pass:
     """One forward pass of one method: its sites, its trace, its clock."""
 
-    def __init__(self, vlm: VLM, method: Method, seed: int):
-        self.vlm, self.method, self.seed = vlm, method, seed
+    def __init__(self, vlm: VLM, method: Method, seed: int, budget: str = "global"):
+        if budget not in ("global", "crop"):
+            raise ValueError(f"budget={budget!r}; choose 'global' or 'crop'")
+        self.vlm, self.method, self.seed, self.budget = vlm, method, seed, budget
         self.model, self.adapter, self.shape = vlm.model, vlm.adapter, vlm.shape
         self.sites = frozenset(method.sites(self.shape))
         for site in self.sites:
             self._check_site(site)
         self.side = self._check_side(method.image_side(self.shape))
-        self.trace = Trace(self.shape.grid, int(self.shape.has_cls), self.shape.llm_layers)
         self.watch = Stopwatch(vlm.device)
-        self.tokens0 = self.shape.patches
         self.projected = 0  # tokens through the projector
         self.overhead = 0  # FLOPs of the method
-        self.memory: dict[str, Any] = {}  # of the method, from site to site
+        self.memory: dict[Any, dict[str, Any]] = defaultdict(dict)  # of the method, from site to site, by view
+
+    def lay(self, layout: Layout) -> None:
+        """Learn how the pictures are laid out; from here on there are a trace and the final shape."""
+        if not layout.plain and (site := next((s for s in self.sites if s.kind == "vision_layer"), None)):
+            raise ValueError(
+                f"{self.method.card.name}: {site} cannot be used with this model or picture: tokens can leave inside a "
+                "tower only where it encodes one view, whose tokens reach the language model one by one"
+            )
+        self.layout, extra, layers = layout, layout.extra, self.shape.llm_layers
+        grid = layout.crops[0].grid if len(layout.crops) == 1 else (1, layout.units)
+        drawn = self.shape.grid if self.side else layout.sheet[0]
+        self.trace = Trace(drawn, extra, layers, cells=layout.cells)
+        if self.side:
+            self.trace.add(Site("input_image"), shrink(drawn, grid, extra))
+        self.shape = replace(self.shape, grid=grid)
+        self.tokens0 = layout.units
 
     def _check_site(self, site: Site) -> None:
         name = self.method.card.name
@@ -182,6 +227,8 @@ class Pass:
 
     def _check_side(self, side: int | None) -> int | None:
         patch = self.shape.patch_size
+        if side is not None and not self.adapter.resizable:
+            raise ValueError(f"{self.method.card.name}: models of this family set the size of the picture themselves")
         if side is None or side == self.shape.grid[0] * patch:
             return None
         if side % patch or not patch <= side <= self.shape.grid[0] * patch:
@@ -192,29 +239,56 @@ class Pass:
         return side
 
     # -- asking the method ----------------------------------------------------------------------------------------
-    def ask(self, site: Site, hidden: Tensor, ordered: bool = False, **state) -> Reduction | None:
+    def ask(self, site: Site, hidden: Tensor, stand: Tensor, ordered: bool = False, **state) -> Reduction | None:
         """The method's reduction of the tokens hidden [n, C] at a site, recorded and its cost booked.
 
-        ordered: the tokens stand in a sequence, so rows are put in the order of their anchors.
+        stand [n]: the token at the projector at which each stands. ordered: the tokens stand in a sequence, so rows
+        are put in the order of their anchors.
         """
         if site not in self.sites:
             return None
         stage = self.watch.enter("compression")
-        state |= {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace, "memory": self.memory}
-        view = SiteView(site, self.shape, hidden, **state)
-        reduction = self.method.reduce(view)
-        n, width = hidden.shape
-        self.overhead += view.spent + self.method.overhead_flops(site, n, width, self.shape)
+        several = len(self.layout.crops) > 1
+        if several and (self.budget == "crop" or self.method.gridded):
+            reduction = self._by_crop(site, hidden, stand, **state)
+        else:
+            reduction = self._ask(site, hidden, self.shape, None, **state)
         if reduction is not None:
-            if not isinstance(reduction, Reduction) or reduction.n != n:
-                raise ValueError(
-                    f"{self.method.card.name}: at {site} a Reduction of {n} tokens was due, got {reduction!r}"
-                )
-            reduction = reduction.to(hidden.device)
             reduction = in_order(reduction) if ordered else reduction
             self.trace.add(site, reduction, self.method.inside and site.layer is not None)
         self.watch.enter(stage)
         return reduction
+
+    def _ask(self, site: Site, hidden: Tensor, shape: ModelShape, crop: int | None, **state) -> Reduction | None:
+        state = {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace} | state
+        view = SiteView(site, shape, hidden, memory=self.memory[crop], **state)
+        reduction = self.method.reduce(view)
+        n, width = hidden.shape
+        self.overhead += view.spent + self.method.overhead_flops(site, n, width, shape)
+        if reduction is None:
+            return None
+        if not isinstance(reduction, Reduction) or reduction.n != n:
+            raise ValueError(f"{self.method.card.name}: at {site} a Reduction of {n} tokens was due, got {reduction!r}")
+        return reduction.to(hidden.device)
+
+    def _by_crop(self, site: Site, hidden: Tensor, stand: Tensor, extra: int, visual=None, **state) -> Reduction | None:
+        """One reduction, put together from those of each view."""
+        owner, found = self.layout.owner[stand.cpu()], []
+        for i, crop in enumerate(self.layout.crops):
+            places = (owner == i).nonzero().flatten()  # on the CPU, as the trace is
+            if not len(places):
+                continue
+            part = places.to(hidden.device)
+            own = {"extra": int((places < extra).sum()), "part": places, "crop": crop, "seed": self.seed + i}
+            own |= {"tokens0": len(crop.units), "visual": None if visual is None else visual[part]}
+            for name in ("previous", "next"):
+                if isinstance(probe := state.get(name), EncoderProbe):
+                    own[name] = probe.only(part)
+            one = self._ask(site, hidden[part], replace(self.shape, grid=crop.grid), i, **(state | own))
+            found.append((part, one))
+        if all(one is None for _, one in found):
+            return None
+        return in_order(joined(found, len(hidden)))
 
     # -- vision ---------------------------------------------------------------------------------------------------
     def recall(self, key: str) -> Encoded | None:
@@ -231,20 +305,20 @@ class Pass:
     def _shares(self) -> bool:
         return self.side is None and not any(site.kind == "vision_layer" for site in self.sites)
 
-    def encode(self, pixels: Tensor) -> Encoded:
-        """pixels [1, 3, H, W] through the tower up to the feature layer; later layers are not run."""
-        grid = (pixels.shape[-2] // self.shape.patch_size, pixels.shape[-1] // self.shape.patch_size)
-        if grid != self.shape.grid:
-            self.trace.add(Site("input_image"), shrink(self.shape.grid, grid, self.trace.extra))
-            self.shape = replace(self.shape, grid=grid)
-        self.tokens0 = self.shape.patches
-        h = self.adapter.embed_image(self.model, pixels, self.side is not None)  # [1, extra + patches, C]
+    def encode(self, inputs: Inputs) -> Encoded:
+        """The pictures through the tower up to the feature layer; later layers are not run."""
+        layout = inputs.layout
+        self.lay(layout)
+        h, state = self.adapter.embed(self.model, inputs, self.side is not None)  # [crops, s, C]
         layers = self.adapter.encoder_layers(self.model)[: self.shape.feature_layer + 1]
-        extra, entered, schedule, fed = self.trace.extra, None, [], []
+        extra, entered, schedule, fed, taps = layout.extra, None, [], [], []
+
+        def probe(i, entered):
+            return self._probe(layers[i], i, entered, state)
 
         def reduce(h, i, **probes):
             nonlocal extra
-            reduction = self.ask(Site("vision_layer", i), h[0], extra=extra, **probes)
+            reduction = self.ask(Site("vision_layer", i), h[0], None, extra=extra, **probes)
             if reduction is None:
                 return h
             extra = int(extra and reduction.anchor[0].item() == 0)  # CLS stays first or is gone
@@ -252,92 +326,157 @@ class Pass:
 
         for i, layer in enumerate(layers):
             inside = self.method.inside and Site("vision_layer", i) in self.sites
-            if not inside:
-                previous = EncoderProbe(layers[i - 1], entered) if i else None
-                h = reduce(h, i, previous=previous, next=EncoderProbe(layer, h[0]))
-            schedule.append(h.shape[1])
-            entered = h[0]
+            if Site("vision_layer", i) in self.sites and not inside:
+                h = reduce(h, i, previous=probe(i - 1, entered) if i else None, next=probe(i, h))
+            schedule.append(h.shape[0] * h.shape[1])
+            entered = h
             if inside:
-                h = reduce(EncoderHalves.attend(layer, h), i, previous=EncoderProbe(layer, entered))
-            fed.append(h.shape[1])
-            h = EncoderHalves.feed(layer, h) if inside else layer(h, attention_mask=None)
-        return Encoded(h[0], entered, extra, grid, tuple(schedule), tuple(fed), {})
+                h = reduce(EncoderHalves.attend(layer, h), i, previous=probe(i, entered))
+            fed.append(h.shape[0] * h.shape[1])
+            h = EncoderHalves.feed(layer, h) if inside else self.adapter.run_layer(layer, i, h, state)
+            if i in self.adapter.taps(self.vlm.config):
+                taps.append(h.flatten(0, 1))
+        features = self.adapter.finish(self.model, h).flatten(0, 1)  # [N, C]
+        return Encoded(
+            features, entered.flatten(0, 1), layout, state, tuple(taps), extra, tuple(schedule), tuple(fed), {}
+        )
 
-    def project(self, encoded: Encoded) -> Tensor:
-        """From the feature layer's output to the visual tokens of the LLM, [1, n, D]."""
-        features, site = encoded.features, Site("projector")
-        layers, last = self.adapter.encoder_layers(self.model), self.shape.feature_layer
-        state = {"extra": encoded.extra, "previous": EncoderProbe(layers[last], encoded.entered)}
+    def _probe(self, layer, i: int, entered: Tensor, state) -> EncoderProbe:
+        sources, how = self.layout.sources, self.adapter.attends(i, self.layout, state)
+        return self.adapter.probe(layer, entered.reshape(-1, entered.shape[-1]), sources, **how)
+
+    def project(self, encoded: Encoded) -> Projected:
+        """From the feature layer's output to the visual tokens of the LLM."""
+        adapter, model, site, layout = self.adapter, self.model, Site("projector"), encoded.layout
+        sources = layout.sources
+        pick = (lambda x: x) if sources is None else (lambda x: x[sources].flatten(1))
+        features = pick(encoded.features)  # [extra + n, g * C]
+        deep = [pick(tap) for tap in encoded.taps]
+        layers, last = adapter.encoder_layers(model), self.shape.feature_layer
+        state = {"extra": encoded.extra, "previous": self._probe(layers[last], last, encoded.entered, encoded.state)}
         if last + 1 < len(layers):  # a layer that does not run, but whose attention over the features can be asked for
-            state["next"] = EncoderProbe(layers[last + 1], features)
-        reduction = self.ask(site, features, **state)
-        if reduction is None and encoded.extra and not self.adapter.keeps_cls(self.vlm.config):
+            state["next"] = self._probe(layers[last + 1], last + 1, encoded.features, encoded.state)
+        stand = torch.arange(len(features), device=features.device)
+        reduction = self.ask(site, features, stand, **state)
+        if reduction is None and encoded.extra and not layout.keeps_extra:
             n = features.shape[0]
             reduction = Reduction.select(torch.arange(encoded.extra, n, device=features.device), n)
             self.trace.add(site, reduction)
         if reduction is not None:
-            features = reduction.apply(features)
+            features, stand = reduction.apply(features), stand[reduction.anchor]
+            deep = [reduction.apply(d) for d in deep]
         self.projected = features.shape[0]
-        visual = self.adapter.project(self.model, features[None])  # [1, n, D]
-        reduction = self.ask(Site("llm_input"), visual[0], extra=0)
-        return visual if reduction is None else reduction.apply(visual)
+        visual = adapter.project(model, features[None])  # [1, n, D]
+        deep = [adapter.project_deep(model, i, d[None]) for i, d in enumerate(deep)]
+        reduction = self.ask(Site("llm_input"), visual[0], stand, extra=0)
+        if reduction is not None:
+            visual, stand = reduction.apply(visual), stand[reduction.anchor]
+            deep = [reduction.apply(d) for d in deep]
+        return Projected(visual, stand, deep)
 
     # -- language -------------------------------------------------------------------------------------------------
-    def prefill(self, before: Tensor, visual: Tensor, after: Tensor) -> Prefilled:
-        """Prompt ids before and after the image [1, b], [1, a] and visual [1, n, D] through the decoder.
+    def assemble(self, lm, prompt: Prompt, visual: Tensor, stand: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """The prompt with its visual tokens [1, n, D]: (sequence [1, S, D], position ids, places of the visual tokens
+        [n], places of all others [o], next position).
+
+        Visual tokens stand in the order of their anchors, or in the method's own order if they form one span whose
+        positions are counted through. Positions are counted anew, except on several axes, where each token keeps its.
+        """
+        positions, after = self.adapter.positions(self.model, prompt, self.layout)
+        rank = self.layout.rank.to(stand.device)[stand]
+        places = prompt.visual[(rank + 1) // 2]
+        order = 2 * places - rank % 2
+        if positions is None and prompt.in_one_span:
+            order = (2 * prompt.visual[0]).expand(len(stand))
+        order = torch.cat([2 * prompt.others, order]).argsort(stable=True)
+        words = lm.embed_tokens(prompt.ids[prompt.others].clamp(min=0)[None])  # [1, o, D]
+        if len(prompt.newlines):
+            words[:, prompt.newlines] = self.adapter.newline(self.model).to(words)
+        h = torch.cat([words, visual.to(words)], 1)[:, order]
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        others, at = place[: len(prompt.others)], place[len(prompt.others) :]
+        if positions is None:
+            return h, torch.arange(h.shape[1], device=h.device)[None], at, others, h.shape[1]
+        return h, positions[..., torch.cat([prompt.others, places])[order]], at, others, after
+
+    def prefill(self, prompt: Prompt, projected: Projected) -> Prefilled:
+        """The prompt through the decoder.
 
         Dropped tokens leave the sequence at the layer that the method names. Their positions stay vacant, or are
-        closed up if the method renumbers (then every later layer goes on from its own length).
+        closed up if the method renumbers (then every later layer goes on from its own length); positions on several
+        axes are never closed up.
         """
         lm = self.adapter.decoder(self.model)
-        start, n = before.shape[1], visual.shape[1]  # the visual tokens are [start, start + n)
-        h = torch.cat([lm.embed_tokens(before), visual.to(self.vlm.dtype), lm.embed_tokens(after)], 1)  # [1, S, D]
-        self.tokens0, length = n, h.shape[1]
-        text = length - n
-        contiguous = rope = lm.rotary_emb(h, torch.arange(length, device=h.device)[None])  # cos, sin [1, S, d]
+        visual, stand, deep = projected
+        h, ids, at, others, length = self.assemble(lm, prompt, visual, stand)
+        n, text = len(stand), len(others)
+        self.tokens0 = n
+        renumber = self.method.positions == "renumber" and ids.dim() == 2
+        contiguous = rope = lm.rotary_emb(h, ids)  # cos, sin [1, S, d]
         cache, positions, held, alive, fed = DynamicCache(), [], [], torch.arange(n, device=h.device), []
         previous = None
 
+        def view(h, **probes):
+            return {
+                "extra": 0,
+                "sequence": h[0],
+                "visual": at,
+                "text": others[prompt.text],
+                "after": prompt.after,
+            } | probes
+
         def reduce(h, k, **probes):
-            nonlocal length, rope, alive, n
-            state = {"extra": 0, "sequence": h[0], "start": start, **probes}
-            reduction = self.ask(Site("llm_layer", k), h[0, start : start + n], ordered=True, **state)
+            nonlocal length, rope, alive, at, others, deep
+            reduction = self.ask(Site("llm_layer", k), h[0, at], stand[alive], ordered=True, **view(h, **probes))
             if reduction is None:
                 return h
-            h = splice(h, start, n, reduction.apply(h[:, start : start + n]))
-            if self.method.positions == "renumber":
+            new = at[reduction.anchor]
+            order = torch.cat([others, new]).argsort(stable=True)
+            kept = torch.cat([others, new])[order]
+            if reduction.is_selection:
+                h = h[:, kept]
+            else:
+                h = torch.cat([h[:, others], reduction.apply(h[:, at])], 1)[:, order]
+            if renumber:
                 length = h.shape[1]
                 rope = tuple(part[:, :length] for part in contiguous)
             else:
-                rope = tuple(splice(part, start, n, part[:, start + reduction.anchor]) for part in rope)
-            alive, n = alive[reduction.anchor], reduction.m
+                rope = tuple(part[:, kept] for part in rope)
+            place = torch.empty_like(order)
+            place[order] = torch.arange(len(order), device=order.device)
+            others, at = place[: len(others)], place[len(others) :]
+            alive, deep = alive[reduction.anchor], [reduction.apply(d) for d in deep]
             return h
 
         for k, layer in enumerate(lm.layers):
             inside = self.method.inside and Site("llm_layer", k) in self.sites
-            if not inside:
+            if Site("llm_layer", k) in self.sites and not inside:
                 h = reduce(h, k, previous=previous, next=DecoderProbe(layer, h[0], _first(rope)))
             positions.append(length)
-            held.append(alive)
+            held.append((alive, at, others))
             entered, turns = h[0], _first(rope)
             how = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, "use_cache": True}
             h = DecoderHalves.attend(layer, h, **how) if inside else layer(h, **how)
             previous = DecoderProbe(layer, entered, turns, cache.layers[k].keys[0])
             if inside:
                 h = DecoderHalves.feed(layer, reduce(h, k, previous=previous))
-            fed.append(n)
+            if k < len(deep):
+                h = h.index_add(1, at, deep[k].to(h))
+            fed.append(len(at))
         token = self._next_token(lm, h)
-        state = {"extra": 0, "sequence": h[0], "start": start, "previous": previous}
-        reduction = self.ask(Site("kv_cache"), h[0, start : start + n], ordered=True, **state)
+        site = Site("kv_cache")
+        reduction = self.ask(site, h[0, at], stand[alive], ordered=True, **view(h, previous=previous))
         if reduction is not None:
-            self._evict(cache, start, held, alive, reduction)
-            if self.method.positions == "renumber":
+            self._evict(cache, held, alive, reduction)
+            if renumber:
                 positions = [layer.keys.shape[-2] for layer in cache.layers]
         cached = [layer.keys.shape[-2] - text for layer in cache.layers]
         return Prefilled(cache, positions, token, text, fed, cached)
 
-    def _evict(self, cache: DynamicCache, start: int, held: list[Tensor], alive: Tensor, reduction: Reduction) -> None:
-        """Remove the dropped visual tokens from every layer's cache. held [layers] of [n]: those that each holds.
+    def _evict(self, cache: DynamicCache, held: list[tuple], alive: Tensor, reduction: Reduction) -> None:
+        """Remove the dropped visual tokens from every layer's cache. held [layers]: the visual tokens that each holds,
+        their places in it and those of all others.
 
         Tokens that prefill dropped after a layer stay in its cache, unless the method trims that layer.
         """
@@ -345,19 +484,18 @@ class Pass:
             raise ValueError(f"{self.method.card.name}: cache entries can be selected, not merged")
         gone = alive[torch.ones_like(alive, dtype=torch.bool).index_fill_(0, reduction.anchor, False)]
         trim = self.method.trim_from(self.shape)
-        for k, (layer, tokens) in enumerate(zip(cache.layers, held)):
-            n = len(tokens)
+        for k, (layer, (tokens, at, others)) in enumerate(zip(cache.layers, held)):
             trimmed = trim is not None and k >= trim
             stays = torch.isin(tokens, alive[reduction.anchor]) if trimmed else ~torch.isin(tokens, gone)
-            places = start + stays.nonzero().flatten()
-            layer.keys = splice(layer.keys, start, n, layer.keys[:, :, places])
-            layer.values = splice(layer.values, start, n, layer.values[:, :, places])
+            kept = torch.cat([others, at[stays]]).sort().values
+            layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
     def step(self, prefilled: Prefilled, token: Tensor, done: int) -> Tensor:
         """Feed one token [1] back; `done` tokens were fed back before. Returns the next one, [1]."""
         lm, cache = self.adapter.decoder(self.model), prefilled.cache
         h = lm.embed_tokens(token[None])  # [1, 1, D]
-        ropes = {p: lm.rotary_emb(h, torch.full((1, 1), p + done, device=h.device)) for p in set(prefilled.positions)}
+        shape = (1, 1) if self.adapter.axes == 1 else (self.adapter.axes, 1, 1)
+        ropes = {p: lm.rotary_emb(h, torch.full(shape, p + done, device=h.device)) for p in set(prefilled.positions)}
         for layer, position in zip(lm.layers, prefilled.positions):
             h = layer(
                 h, attention_mask=None, position_embeddings=ropes[position], past_key_values=cache, use_cache=True
@@ -382,23 +520,34 @@ class Pass:
             token_ids=ids,
             trace=self.trace,
             timings=timings_ms(seconds, len(ids) - 1),
-            flops=cost.run_flops(
-                self.vlm.spec,
-                self.trace.schedule,
-                prefilled.text_tokens,
-                len(ids),
-                encoder_schedule=encoded.schedule,
-                projector_tokens=self.projected,
-                overhead=self.overhead,
-                patches=encoded.grid[0] * encoded.grid[1],
-                cache_schedule=prefilled.cached,
-                mlp_schedule=prefilled.fed,
-                encoder_mlp_schedule=encoded.fed,
-            ),
+            flops=self._flops(encoded, prefilled, len(ids)),
             kv_bytes=sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values)),
             kv_lengths=[layer.keys.shape[-2] for layer in layers],
             vision_shared=shared,
         )
+
+    def _flops(self, encoded: Encoded, prefilled: Prefilled, new_tokens: int) -> dict[str, int]:
+        layout, spec = encoded.layout, self.vlm.spec
+        spans = Counter(layout.segments)  # a spec's crops are all alike, so each length is counted by itself
+        views = [
+            replace(spec, patches=n - spec.extra, crops=count, visual_tokens=layout.units) for n, count in spans.items()
+        ]
+        towers = {"encoder_schedule": encoded.schedule, "encoder_mlp_schedule": encoded.fed} if layout.plain else {}
+        flops = cost.run_flops(
+            views[0],
+            self.trace.schedule,
+            prefilled.text_tokens,
+            new_tokens,
+            projector_tokens=self.projected,
+            overhead=self.overhead,
+            cache_schedule=prefilled.cached,
+            mlp_schedule=prefilled.fed,
+            **towers,
+        )
+        for other in views[1:]:
+            more = cost.vision_flops(other, other.full_encoder_schedule, other.patches)
+            flops |= {name: flops[name] + more for name in ("vision", "total")}
+        return flops
 
 
 def _first(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

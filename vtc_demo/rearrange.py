@@ -1,4 +1,4 @@
-"""Moving tokens: splicing a span of a sequence, putting a reduction in order, scaling a grid of patches."""
+"""Moving tokens: joining reductions, putting one in order, scaling a grid of patches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,21 @@ from torch import Tensor
 from .tokens import Reduction
 
 
-def splice(sequence: Tensor, start: int, n: int, new: Tensor) -> Tensor:
-    """[..., S, C] with the n tokens from `start` on replaced by new [..., m, C]."""
-    return torch.cat([sequence[..., :start, :], new, sequence[..., start + n :, :]], -2)
+def joined(parts: list[tuple[Tensor, Reduction | None]], n: int) -> Reduction:
+    """One reduction of n tokens from those of disjoint parts: (which tokens [p], their reduction or None for all)."""
+    new, old, weight, anchor, m = [], [], [], [], 0
+    parts = [(which, one or Reduction.identity(len(which), which.device)) for which, one in parts]
+    selects = all(one.is_selection for _, one in parts)
+    for which, one in parts:
+        new.append(one.new + m)
+        old.append(which[one.old])
+        weight.append(torch.ones_like(one.old, dtype=torch.float32) if one.weight is None else one.weight.float())
+        anchor.append(which[one.anchor])
+        m += one.m
+    soft = any(one.soft for _, one in parts)
+    return Reduction(
+        torch.cat(new), torch.cat(old), None if selects else torch.cat(weight), m, n, torch.cat(anchor), soft
+    )
 
 
 def in_order(reduction: Reduction) -> Reduction:

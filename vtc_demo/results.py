@@ -54,13 +54,18 @@ class Run:
             "error": self.error,
         }
 
+    def _cells(self, home):
+        """Patches as places on the drawn grid; -1 stays."""
+        cells = self.trace.cells
+        return home if cells is None else cells[home].where(home >= 0, home)
+
     def _site(self, step: Step) -> dict:
         fate = self.trace.fate(step.site)
         return {
             "site": str(step.site),
             "tokens": step.reduction.m,
             "counts": fate.counts,
-            "status": fate.status.tolist(),
-            "weight": [round(w, 3) for w in fate.weight.tolist()],
-            "home": fate.home.tolist(),
+            "status": self.trace.on_grid(fate.status).tolist(),
+            "weight": [round(w, 3) for w in self.trace.on_grid(fate.weight).tolist()],
+            "home": self.trace.on_grid(self._cells(fate.home), -1).tolist(),
         }

@@ -175,11 +175,18 @@ class Trace:
     extra: int
     llm_layers: int
     steps: list[Step] = field(default_factory=list)
+    cells: Tensor | None = field(default=None, compare=False)
     _products: list[Reduction] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def patches(self) -> int:
-        return self.grid[0] * self.grid[1]
+        return self.grid[0] * self.grid[1] if self.cells is None else len(self.cells)
+
+    def on_grid(self, values: Tensor, blank: int = 0) -> Tensor:
+        """values [patches] in the raster order of the grid, `blank` in cells that hold no patch."""
+        if self.cells is None:
+            return values
+        return values.new_full((self.grid[0] * self.grid[1],), blank).index_copy(0, self.cells, values)
 
     def add(self, site: Site, reduction: Reduction, inside: bool = False) -> None:
         self.steps.append(Step(site, reduction, inside))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .attention import DecoderProbe, EncoderProbe
 from .methods.base import ModelShape
+from .models.layout import Crop
 from .tokens import Site, Trace
 
 Probe = EncoderProbe | DecoderProbe
@@ -17,7 +18,10 @@ Probe = EncoderProbe | DecoderProbe
 
 @dataclass
 class SiteView:
-    """See `methods.base.View`. start: place of the first visual token in the sequence (LLM sites only)."""
+    """See `methods.base.View`. sequence, visual, text, after (how many of the text follow the image): LLM sites only.
+
+    part, crop: the tokens of one view among all, and that view, if the method is asked view by view.
+    """
 
     site: Site
     shape: ModelShape
@@ -29,29 +33,26 @@ class SiteView:
     previous: Probe | None = None
     next: Probe | None = None
     sequence: Tensor | None = None  # [S, C]
-    start: int = 0
+    visual: Tensor | None = None
+    text: Tensor | None = None
+    after: int = 0
+    part: Tensor | None = None
+    crop: Crop | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def visual(self) -> Tensor | None:
-        if self.sequence is None:
-            return None
-        return torch.arange(self.start, self.start + len(self.hidden), device=self.hidden.device)
-
-    @property
-    def text(self) -> Tensor | None:
-        if self.sequence is None:
-            return None
-        places = torch.arange(len(self.sequence), device=self.hidden.device)
-        return torch.cat([places[: self.start], places[self.start + len(self.hidden) :]])
-
-    @property
     def anchors(self) -> Tensor:
-        return (self.trace.product().anchor - self.trace.extra).clamp(min=-1).to(self.hidden.device)
+        anchors = (self.trace.product().anchor - self.trace.extra).clamp(min=-1)
+        if self.part is not None:  # as places on the grid of this view
+            places = torch.full((self.trace.patches + 1,), -1)  # the last is CLS
+            places[self.crop.units] = torch.arange(len(self.crop.units))
+            anchors = places[anchors[self.part]]
+        return anchors.to(self.hidden.device)
 
     @property
     def sizes(self) -> Tensor:
-        return self.trace.sizes().to(self.hidden.device)
+        sizes = self.trace.sizes()
+        return (sizes if self.part is None else sizes[self.part]).to(self.hidden.device)
 
     def attention(self, rows: Any = "last", *, of: str = "previous", heads: str = "all") -> Tensor:
         if heads not in ("all", "mean"):
@@ -87,11 +88,12 @@ class SiteView:
         if rows == "cls" and not in_llm:
             if not self.extra:
                 raise ValueError(f"at {self.site} there is no CLS token; ask for 'all' rows")
-            return places[:1]
+            return places[: self.extra]
         if rows == "visual":
             return self.visual if in_llm else places[self.extra :]
         if rows in ("last", "text", "after") and in_llm:
-            return {"last": places[-1:], "text": self.text, "after": places[self.start + len(self.hidden) :]}[rows]
+            after = self.text[len(self.text) - self.after :]
+            return {"last": places[-1:], "text": self.text, "after": after}[rows]
         names = "last, text, after, visual, all" if in_llm else "cls, visual, all"
         raise ValueError(f"at {self.site} there are no rows {rows!r}; choose {names} or give an index tensor")
 

@@ -6,7 +6,15 @@ reproduced. Never compare numbers of two conventions.
 """
 
 from .conventions import CONVENTIONS, Convention, flops
-from .counts import attention_flops, causal_pairs, linear_flops, mlp_flops, rows_attention_flops, run_flops
+from .counts import (
+    attention_flops,
+    causal_pairs,
+    linear_flops,
+    mlp_flops,
+    rows_attention_flops,
+    run_flops,
+    vision_flops,
+)
 from .memory import expected_speedup, kv_bytes, kv_bytes_per_layer, roofline, weight_bytes
 from .spec import SPECS, ModelSpec
 
@@ -26,5 +34,6 @@ __all__ = [
     "roofline",
     "rows_attention_flops",
     "run_flops",
+    "vision_flops",
     "weight_bytes",
 ]

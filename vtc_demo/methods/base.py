@@ -123,6 +123,7 @@ class Method(ABC):
     card: ClassVar[Card]
     positions: ClassVar[Literal["keep", "renumber"]] = "keep"  # RoPE positions after a drop inside the LLM
     inside: ClassVar[bool] = False  # layer sites act between attention and MLP of their layer instead of before it
+    gridded: ClassVar[bool] = False  # needs the grid of one view: with several views it is asked view by view
     adaptive: ClassVar[bool] = False  # how many tokens are left depends on the image: the host waits for the count
 
     retention: float = param(0.25, "share of the visual tokens that is kept", low=0.01, high=1.0, step=0.01)

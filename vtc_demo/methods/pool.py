@@ -58,6 +58,8 @@ class Pool(Method):
         order=3,
     )
 
+    gridded = True
+
     def sites(self, shape):
         return (Site("llm_input"),)
 

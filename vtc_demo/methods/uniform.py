@@ -44,6 +44,8 @@ class Uniform(Method):
         order=2,
     )
 
+    gridded = True
+
     def sites(self, shape):
         return (Site("llm_input"),)
 

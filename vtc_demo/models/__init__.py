@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
 
@@ -9,14 +11,24 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoProcessor
+from transformers import AutoConfig
 
 from .base import VLM, Adapter
-from .llava import LlavaAdapter
 
 __all__ = ["FAMILIES", "VLM", "Adapter", "load_vlm"]
 
-FAMILIES: dict[str, Adapter] = {a.model_type: a for a in (LlavaAdapter(),)}
+
+def _discover() -> dict[str, Adapter]:
+    """An adapter per family: every class with a model_type of its own in a file of this folder."""
+    found = {}
+    for module in sorted(info.name for info in pkgutil.iter_modules(__path__)):
+        for thing in vars(importlib.import_module(f".{module}", __name__)).values():
+            if isinstance(thing, type) and issubclass(thing, Adapter) and "model_type" in vars(thing):
+                found[thing.model_type] = thing()
+    return found
+
+
+FAMILIES: dict[str, Adapter] = _discover()
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "models" / "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of reading somebody's files
@@ -43,7 +55,7 @@ def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: s
     try:
         adapter.check(config)
         model, info = adapter.load(source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options)
-        processor = AutoProcessor.from_pretrained(source, **options)
+        processor = adapter.load_processor(source, **options)
     except FAILURES as error:
         raise ValueError(_cannot(name, error)) from error
     if info["missing_keys"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,62 +12,128 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin
 
 from .. import cost
+from ..attention import EncoderProbe
 from ..methods.base import ModelShape
+from .layout import Inputs, Layout, Prompt
 
 MAX_QUESTION = 400  # characters
 
 
 class Adapter(ABC):
-    """Where the parts of one family sit. Stateless; every function takes the model, its config or its processor."""
+    """Where the parts of one family sit. Stateless; every function takes the model, its config or its processor.
+
+    A family overrides what differs from a tower of CLIP-like layers and a decoder with positions on one axis.
+    """
 
     model_type: ClassVar[str]  # config.model_type
+    model_class: ClassVar[type]  # of transformers
     description: ClassVar[str]  # for messages: what runs
+    probe: ClassVar[type[EncoderProbe]] = EncoderProbe  # attention of one tower layer on demand
+    axes: ClassVar[int] = 1  # of position ids
+    resizable: ClassVar[bool] = False  # whether a smaller picture makes fewer patches
 
     @abstractmethod
     def check(self, config) -> None:
         """Raise ValueError if the engine cannot run this configuration of the family."""
 
-    @abstractmethod
     def load(self, source: str, **options):
         """(model, loading info); options go to `from_pretrained`."""
+        return self.model_class.from_pretrained(source, output_loading_info=True, **options)
+
+    def load_processor(self, source: str, **options):
+        """Something with image_processor, tokenizer and apply_chat_template."""
+        return Parts.load(source, **options)
 
     @abstractmethod
-    def shape(self, config) -> ModelShape: ...
+    def shape(self, config) -> ModelShape:
+        """With the grid of one view of a typical picture."""
 
-    # -- parts ----------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def spec(self, config) -> cost.ModelSpec:
+        """Dimensions, of one view of a typical picture."""
+
+    # -- tower ----------------------------------------------------------------------------------------------------
     @abstractmethod
     def encoder_layers(self, model) -> nn.ModuleList: ...
 
     @abstractmethod
-    def embed_image(self, model, pixels: Tensor, resized: bool) -> Tensor:
-        """pixels [1, 3, H, W] -> what enters encoder layer 0, [1, extra + patches, C]; resized: not the usual H, W."""
+    def embed(self, model, inputs: Inputs, resized: bool) -> tuple[Tensor, Any]:
+        """(what enters encoder layer 0, [crops, s, C]; whatever `run_layer` and `attends` need). resized: the picture
+        was scaled for the method."""
 
+    def run_layer(self, layer: nn.Module, i: int, h: Tensor, state) -> Tensor:
+        return layer(h, attention_mask=None)
+
+    def attends(self, i: int, layout: Layout, state) -> dict[str, Any]:
+        """What `probe` must know of layer i: segments, rope."""
+        return {} if len(layout.segments) == 1 else {"segments": layout.segments}
+
+    def finish(self, model, h: Tensor) -> Tensor:
+        """From the feature layer's output to the features."""
+        return h
+
+    def taps(self, config) -> tuple[int, ...]:
+        """Encoder layers whose outputs are also given to the decoder, one to each of its first layers."""
+        return ()
+
+    # -- projector and decoder ------------------------------------------------------------------------------------
     @abstractmethod
     def project(self, model, features: Tensor) -> Tensor:
-        """features [1, n, C] -> [1, n, D]."""
+        """features [1, n, g * C] -> [1, n, D]."""
 
-    @abstractmethod
+    def project_deep(self, model, i: int, features: Tensor) -> Tensor:
+        """The same for the i-th of `taps`."""
+        raise ValueError(f"{self.model_type} has no taps")
+
     def decoder(self, model) -> nn.Module:
         """The module with embed_tokens, layers, norm and rotary_emb."""
+        return model.model.language_model
 
-    @abstractmethod
-    def lm_head(self, model) -> nn.Module: ...
+    def lm_head(self, model) -> nn.Module:
+        return model.lm_head
 
-    @abstractmethod
-    def keeps_cls(self, config) -> bool:
-        """Whether CLS is handed to the projector when the method does not decide."""
+    def newline(self, model) -> Tensor:
+        """The learned line break, [D]."""
+        return model.model.image_newline
+
+    def positions(self, model, prompt: Prompt, layout: Layout) -> tuple[Tensor | None, int]:
+        """(position ids of the whole prompt [axes, 1, S], the next position); None: counted through."""
+        return None, 0
 
     # -- input ----------------------------------------------------------------------------------------------------
     @abstractmethod
-    def pixels(self, processor, image: Image.Image, side: int | None) -> Tensor:
-        """The image as the tower takes it, [1, 3, H, W] float32; scaled to `side` if given."""
+    def inputs(self, processor, config, images: list[Image.Image], side: int | None) -> Inputs:
+        """Pictures as the tower takes them, float32; scaled to `side` if given."""
 
-    def prompt(self, processor, question: str) -> str:
-        """The chat prompt around one image placeholder."""
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
-        return processor.apply_chat_template([message], add_generation_prompt=True)
+    def prompt(self, processor, question: str, images: int = 1) -> str:
+        """The chat prompt around the image placeholders."""
+        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
+        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """An image processor and a tokenizer side by side, for families whose processor class also wants to read videos
+    (which needs packages that pictures do not)."""
+
+    image_processor: Any
+    tokenizer: Any
+    chat_template: str | None = None
+
+    @classmethod
+    def load(cls, source: str, **options) -> Parts:
+        settings, _ = ProcessorMixin.get_processor_dict(source, **options)
+        return cls(
+            AutoImageProcessor.from_pretrained(source, **options),
+            AutoTokenizer.from_pretrained(source, **options),
+            settings.get("chat_template"),
+        )
+
+    def apply_chat_template(self, messages: list[dict], **options) -> str:
+        return self.tokenizer.apply_chat_template(messages, chat_template=self.chat_template, tokenize=False, **options)
 
 
 @dataclass(eq=False)
@@ -113,7 +179,7 @@ class VLM:
 
     @cached_property
     def spec(self) -> cost.ModelSpec:
-        return cost.ModelSpec.from_config(self.config)
+        return self.adapter.spec(self.config)
 
     @property
     def eos_ids(self) -> frozenset[int]:
@@ -155,26 +221,24 @@ class VLM:
             return message + " Use other words."
         return message + f" It knows digits and these words only: {', '.join(words)}."
 
-    def prompt_ids(self, question: str) -> tuple[Tensor, Tensor]:
-        """Token ids of the chat prompt before and after the image, [1, before] and [1, after] on the device."""
-        prompt = self.adapter.prompt(self.processor, self.check_question(question))
+    def prompt(self, question: str, layout: Layout) -> Prompt:
+        """Token ids of the chat prompt around its pictures."""
+        text = self.adapter.prompt(self.processor, question, len(layout.pieces))
+        return Prompt.build(self.tokenize(text), self.config.image_token_id, layout, self.device)
+
+    def tokenize(self, text: str) -> list[int]:
+        """Ids of a chat prompt, with the token of the beginning, if the model has one, exactly once."""
         bos = self.tokenizer.bos_token
-        special = not (bos and prompt.startswith(bos))
-        ids = self.tokenizer(prompt, add_special_tokens=special)["input_ids"]
-        places = [i for i, token in enumerate(ids) if token == self.config.image_token_id]
-        if len(places) != 1:
-            raise ValueError(f"the chat template of {self.name} makes {len(places)} image places, expected 1")
-        before, after = ids[: places[0]], ids[places[0] + 1 :]
-        return tuple(torch.tensor([part], dtype=torch.long, device=self.device) for part in (before, after))
+        return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
 
-    def pixels(self, image: Image.Image, side: int | None = None) -> Tensor:
-        """image (RGB) -> [1, 3, H, W] in the tower's dtype; H = W = side if given."""
-        return self.adapter.pixels(self.processor, image, side).to(self.device, self.dtype)
+    def inputs(self, images: list[Image.Image], side: int | None = None) -> Inputs:
+        """Pictures (RGB) as the tower takes them, in its dtype; scaled to `side` pixels if given."""
+        pixels, layout = self.adapter.inputs(self.processor, self.config, images, side)
+        sources = layout.sources
+        layout = replace(layout, sources=None if sources is None else sources.to(self.device))
+        return Inputs(pixels.to(self.device, self.dtype), layout)
 
-    def seen(self, image: Image.Image) -> Image.Image:
-        """The part of the image (RGB) that the model sees, as its patch grid lies on it: resized and cropped."""
-        pixels = self.adapter.pixels(self.processor, image, None)[0]  # [3, H, W]
-        how = self.processor.image_processor
-        mean, std = (torch.tensor(v)[:, None, None] for v in (how.image_mean, how.image_std))
-        values = ((pixels * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-        return Image.fromarray(values.permute(1, 2, 0).numpy())  # [H, W, 3]
+    def seen(self, image: Image.Image | list[Image.Image]) -> Image.Image:
+        """What the model sees of a picture (RGB), under its patches: cut, and laid out as the trace's grid."""
+        images = image if isinstance(image, list) else [image]
+        return self.inputs(images).layout.draw(images, self.shape.patch_size)

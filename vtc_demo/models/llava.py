@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from transformers import LlavaForConditionalGeneration
+import torch
+from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from .. import cost
 from ..methods.base import ModelShape
 from .base import Adapter
+from .layout import VISUAL, WHOLE, Crop, Inputs, Layout, centre, per_image
 
 DECODERS = ("llama", "mistral", "qwen2")  # pre-norm layers with q_proj, k_proj, one RoPE, full causal attention
 
 
 class LlavaAdapter(Adapter):
     model_type = "llava"
+    model_class = LlavaForConditionalGeneration
     description = "LLaVA (LlavaForConditionalGeneration) with a CLIP tower and a Llama, Mistral or Qwen2 decoder"
+    towers = {"clip_vision_model": True}  # model type -> whether it has a CLS token
+    resizable = True
 
     def check(self, config):
         tower, text = config.vision_config, config.text_config
-        if tower.model_type != "clip_vision_model":
+        if tower.model_type not in self.towers:
             raise ValueError(f"its vision tower is {tower.model_type}, which is not supported")
         if text.model_type not in DECODERS:
             raise ValueError(f"its decoder is {text.model_type}, which is not supported")
@@ -25,8 +31,8 @@ class LlavaAdapter(Adapter):
         if self.shape(config).feature_layer not in range(tower.num_hidden_layers):
             raise ValueError(f"vision_feature_layer={config.vision_feature_layer} is no layer of its tower")
 
-    def load(self, source, **options):
-        return LlavaForConditionalGeneration.from_pretrained(source, output_loading_info=True, **options)
+    def load_processor(self, source, **options):
+        return AutoProcessor.from_pretrained(source, **options)
 
     def shape(self, config):
         tower, feature = config.vision_config, config.vision_feature_layer
@@ -39,29 +45,41 @@ class LlavaAdapter(Adapter):
             vision_layers=tower.num_hidden_layers,
             feature_layer=entry - 1,
             llm_layers=config.text_config.num_hidden_layers,
-            has_cls=True,
+            has_cls=self.towers[tower.model_type],
             vision_heads=tower.num_attention_heads,
         )
+
+    def spec(self, config):
+        return cost.ModelSpec.from_config(config)
 
     def encoder_layers(self, model):
         return model.model.vision_tower.encoder.layers
 
-    def embed_image(self, model, pixels, resized):
+    def embed(self, model, inputs, resized):
         tower = model.model.vision_tower
-        return tower.pre_layrnorm(tower.embeddings(pixels, interpolate_pos_encoding=resized))
+        h = tower.embeddings(inputs.pixels, interpolate_pos_encoding=resized)
+        return (tower.pre_layrnorm(h) if hasattr(tower, "pre_layrnorm") else h), None
 
     def project(self, model, features):
         return model.model.multi_modal_projector(features)
 
-    def decoder(self, model):
-        return model.model.language_model
-
-    def lm_head(self, model):
-        return model.lm_head
-
-    def keeps_cls(self, config):
-        return config.vision_feature_select_strategy == "full"
-
-    def pixels(self, processor, image, side):
+    def inputs(self, processor, config, images, side):
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}} if side else {}
-        return processor.image_processor(images=image, return_tensors="pt", **size)["pixel_values"]
+        pixels = processor.image_processor(images=images, return_tensors="pt", **size)["pixel_values"]
+        patch, count = config.vision_config.patch_size, len(images)
+        grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
+        patches, keeps = grid[0] * grid[1], config.vision_feature_select_strategy == "full"
+        cut = bool(processor.image_processor.do_center_crop)
+        crops = tuple(
+            Crop(torch.arange(i * patches, (i + 1) * patches), grid, centre(image) if cut else WHOLE, i)
+            for i, image in enumerate(images)
+        )
+        layout = Layout(
+            crops,
+            pieces=([VISUAL] * (patches + keeps),) * count,
+            segments=(patches + 1,) * count,
+            extra=count,
+            sources=per_image(count, patches, cls=True),
+            keeps_extra=keeps,
+        )
+        return Inputs(pixels, layout)
