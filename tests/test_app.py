@@ -124,6 +124,7 @@ def test_a_suggested_question_runs(page):
     text = chip.inner_text()
     chip.click()
     page.locator(f'.vtc-strip[data-question="{text}"] {ANSWERED}').wait_for()
+    expect(page.locator(".vtc-col-1 .vtc-player output")).to_have_text("LLM layer 3 · 64")
     assert page.locator("#vtc-question textarea").input_value() == text
 
 

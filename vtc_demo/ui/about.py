@@ -49,7 +49,8 @@ from gradio_client import Client
 
 client = Client("http://127.0.0.1:7860")  # the address of this page
 methods = ["full", "fastervlm@0.11"]
-found = client.predict(question="How many objects are there?", methods=methods, scene=0, api_name="/compare")
+question = "How many objects are there?"
+found = client.predict(question=question, methods=methods, scene=0, api_name="/compare")
 print([run["answer"] for run in found["runs"]])
 ```
 """

@@ -80,9 +80,7 @@ def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
     else:
         gain, expected = viz.speedup(run, full)
         note = "time to first token: the full model's over this one's, measured in one pass; expected from FLOPs"
-        boxes.append(
-            _figure("first token", f"{gain:.2g}×" if gain < 10 else f"{gain:.0f}×", f"expected {expected:.1f}×", note)
-        )
+        boxes.append(_figure("first token", f"{gain:.1f}×", f"expected {expected:.1f}×", note))
     share = None if evidence is None else viz.evidence_share(run, evidence)
     if share is not None:
         boxes.append(_figure("evidence", f"{share:.0%}", "kept", "share of the patches that carry the answer"))

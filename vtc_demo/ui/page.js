@@ -151,7 +151,7 @@
     range.value = index;
     range.style.setProperty("--at", `${(100 * index) / Math.max(1, range.max)}%`);
     range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
-    body.querySelector(".vtc-player output").textContent = `${frame.label} · ${frame.tokens}`;
+    body.querySelector(".vtc-player output").textContent = frame.caption = `${frame.label} · ${frame.tokens}`;
     for (const layer of svg.querySelectorAll(".vtc-layer")) layer.classList.toggle("on", Number(layer.dataset.site) === frame.mask);
     for (const bar of body.querySelectorAll(".vtc-bars span")) bar.classList.toggle("on", Number(bar.dataset.layer) === frame.layer);
     leave(body);
@@ -252,19 +252,19 @@
   document.addEventListener("drop", (event) => { if (event.target.closest?.("#vtc-preview")) { event.preventDefault(); give(event.dataTransfer.files); } });
   document.addEventListener("paste", (event) => { if (event.clipboardData?.files.length) give(event.clipboardData.files); });
 
-  // New results: every slider stands at its end again.
+  // Gradio writes new results into the old elements. New data: the slider goes to its end; the same data drawn again:
+  // it stays where the visitor left it.
   const fresh = (records) => {
     if (!document.documentElement.style.getPropertyValue("--tabs")) place();
-    const changed = new Set();
-    for (const record of records) {
-      const near = record.target.closest?.(".vtc-result") ?? null;
-      if (near && (record.attributeName === "data-mask" || [...record.addedNodes].some((n) => n.querySelector?.(".vtc-mask") || n.matches?.(".vtc-body"))))
-        changed.add(near);
-    }
-    for (const result of changed) {
-      if (playing && result.contains(playing.button)) stop();
-      const body = result.querySelector(".vtc-body");
-      if (body?.querySelector(".vtc-mask")) goTo(body, Number(body.querySelector(".vtc-site").max));
+    const near = (node) => (node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement)?.closest(".vtc-result");
+    for (const result of new Set(records.map((record) => near(record.target)))) {
+      const svg = result?.querySelector(".vtc-mask"), body = svg?.closest(".vtc-body");
+      if (!svg) continue;
+      const renewed = svg.vtc?.text !== svg.dataset.mask, index = renewed ? Number(body.querySelector(".vtc-site").max) : station(body);
+      if (renewed || body.querySelector(".vtc-player output").textContent !== read(svg).frames[index]?.caption) {
+        if (renewed && playing && result.contains(playing.button)) stop();
+        goTo(body, index);
+      }
     }
   };
   // The tab row stands right of the title, however wide the visitor's font makes it.
@@ -276,7 +276,7 @@
     mine();
     place();
     window.addEventListener("resize", place);
-    new MutationObserver(fresh).observe(document.body, { subtree: true, childList: true, attributes: true, attributeFilter: ["data-mask"] });
+    new MutationObserver(fresh).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["data-mask"] });
     bodies().forEach((body) => goTo(body, Number(body.querySelector(".vtc-site").max)));
   };
   window.vtc = { pictures, chips, budget, head };
