@@ -20,7 +20,8 @@ def released_layer(logits: Tensor, count: int, cells: Tensor, grid: tuple[int, i
     """One layer of the released code, its defects included: (Reduction, discarded, target, alpha).
 
     logits [n, n]: head mean before the softmax; token 0 is taken for CLS. The weights are swapped, targets may be any
-    of the n tokens, and places before the discard are used after it. Rows: kept tokens by rising importance, token 0
+    of the n tokens, and places before the discard are used after it (negative ones, where more than half goes and the
+    released code stops, count from the end). Rows: kept tokens by rising importance, token 0
     last. discarded [count] and the rows of target, alpha [count, k] are in the order of discarding.
     """
     n = logits.shape[0]
@@ -29,7 +30,7 @@ def released_layer(logits: Tensor, count: int, cells: Tensor, grid: tuple[int, i
     discarded, kept = order[:count], torch.cat([order[count:], torch.zeros_like(order[:1])])
     chance = logits[discarded].softmax(-1)
     target, alpha = ficoco.targets(chance, ficoco.fan_out(n, eps, strict=True))
-    place = torch.where(target >= n - count, target - count, target)
+    place = torch.where(target >= n - count, target - count, target) % (n - count)
     return ficoco.compress(kept, discarded, place, alpha, n)[0], discarded, target, alpha
 
 

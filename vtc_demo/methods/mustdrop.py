@@ -135,7 +135,7 @@ def counts(n: int, wanted: int, at: tuple[int, ...], depth: int, floor: int, ave
     """
 
     def schedule(q):
-        return [min(n, max(floor, round(n * q ** (i + 1)))) for i in range(len(at))]
+        return [min(n, max(floor, n * q ** (i + 1))) for i in range(len(at))]
 
     def result(q):
         spans = [b - a for a, b in zip((0, *at), (*at, depth))]
@@ -145,7 +145,7 @@ def counts(n: int, wanted: int, at: tuple[int, ...], depth: int, floor: int, ave
     for _ in range(60):  # result rises with q
         middle = (low + high) / 2
         low, high = (middle, high) if result(middle) < wanted else (low, middle)
-    return schedule(min((low, high), key=lambda q: abs(result(q) - wanted)))
+    return [round(c) for c in schedule(high)]
 
 
 @dataclass(frozen=True)
