@@ -202,7 +202,7 @@ def test_key_tokens_survive_whatever_the_thresholds(vlm):
     layer = vlm.model.model.vision_tower.encoder.layers[3]  # the one after the feature layer
     with torch.inference_mode():
         tower = vlm.model.model.vision_tower
-        pixels = vlm.pixels(tiny.image(), None)
+        pixels = vlm.processor.image_processor(images=tiny.image(), return_tensors="pt")["pixel_values"]
         hidden = tower(pixels, output_hidden_states=True).hidden_states[-2][0]
         x = layer.layer_norm1(hidden)
         q, k = (p(x).view(N + 1, 4, 8).transpose(0, 1) for p in (layer.self_attn.q_proj, layer.self_attn.k_proj))
@@ -222,17 +222,16 @@ def test_all_switches_off_is_the_full_model(vlm):
     assert done.token_ids == full(vlm) and done.flops["compression"] == 0
 
 
-def test_released_positions_count_each_layers_cache(vlm):
+def test_released_positions_count_each_layers_cache(vlm, monkeypatch):
     how = {"layers": "6, 22", "retention": 0.5, "merge": False}
     ours, released = run(vlm, **how), run(vlm, **how, released_positions=True)
     assert ours.trace.schedule == released.trace.schedule and ours.kv_lengths == released.kv_lengths
-    work = engine.Pass(vlm, methods.MustDrop(**how, released_positions=True), 0)
-    with torch.inference_mode():
-        before, after = vlm.prompt_ids(tiny.QUESTION)
-        visual = work.project(work.encode(vlm.pixels(tiny.image(), None)))
-        prefilled = work.prefill(before, visual, after)
-    assert prefilled.positions == [layer.keys.shape[-2] for layer in prefilled.cache.layers]
-    assert len(set(prefilled.positions)) == 1
+    done, real = [], engine.Pass.prefill
+    monkeypatch.setattr(engine.Pass, "prefill", lambda *args: done.append(real(*args)) or done[-1])
+    lengths = run(vlm, **how, released_positions=True).kv_lengths
+    assert done[0].positions == [length - NEW + 1 for length in lengths]
+    kept = run(vlm, **how)
+    assert set(done[1].positions) == {N + lengths[0] - kept.trace.schedule[-1] - NEW + 1}  # the prompt's own length
 
 
 def test_merged_tokens_keep_their_place_if_asked(vlm):

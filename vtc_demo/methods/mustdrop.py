@@ -248,12 +248,14 @@ class MustDrop(Method):
         """Nothing leaves here; the key set is for later."""
         of = "next" if view.shape.feature_layer + 1 < view.shape.vision_layers else "previous"
         scores = view.attention("cls" if view.extra else "all", of=of, heads="mean").mean(0)[view.extra :]
-        view.memory["key"], view.memory["ranked"] = key_set(scores, self.key_share), len(scores)
+        view.memory["units"] = view.anchors[view.extra :][key_set(scores, self.key_share)]  # where the tokens stand
 
     def _filter(self, view):
         n, device = len(view.hidden), view.hidden.device
+        if "units" in view.memory:  # first cut: the same patches among the tokens of the language model
+            same = view.memory.pop("units")[:, None] == view.anchors  # [key tokens, n]
+            view.memory["key"] = same.int().argmax(1)[same.any(1)]
         key = view.memory.get("key", torch.arange(0, device=device))
-        key = key + n - view.memory.pop("ranked", n)  # a CLS token that the model passes on stands before the patches
         rows = view.attention("after", heads="mean")[:, view.visual]  # [text after the image, n]
         if self.mode == "threshold":
             kept = passes(rows, key, self.gamma, self.alpha)
