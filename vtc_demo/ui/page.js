@@ -41,7 +41,9 @@
     watch("value", draw);
   }
 
-  function slider(range, read, show, done) {
+  const fill = (range) => range.style.setProperty("--at", `${(100 * (range.value - range.min)) / Math.max(1e-9, range.max - range.min)}%`);
+  function slider(range, read, tell, done) {
+    const show = () => { fill(range); tell(); };
     range.addEventListener("input", show);
     range.addEventListener("change", () => { show(); done(read()); });
     show();
@@ -53,7 +55,7 @@
       const n = Number(range.value);
       element.querySelector("output").textContent = `${n} of ${total} kept`;
       element.querySelector(".share").textContent = `${Math.round((100 * n) / total)} %`;
-      range.style.setProperty("--at", `${(100 * (n - range.min)) / (range.max - range.min)}%`);
+      fill(range);
       for (const b of element.querySelectorAll(".marks button")) b.setAttribute("aria-pressed", Number(b.dataset.tokens) === n);
     };
     const done = (tokens) => { props.value = { tokens, total }; pick({}); };
@@ -149,7 +151,7 @@
     if (!svg || !range) return;
     const frame = read(svg).frames[index];
     range.value = index;
-    range.style.setProperty("--at", `${(100 * index) / Math.max(1, range.max)}%`);
+    fill(range);
     range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
     body.querySelector(".vtc-player output").textContent = frame.caption = `${frame.label} · ${frame.tokens}`;
     for (const layer of svg.querySelectorAll(".vtc-layer")) layer.classList.toggle("on", Number(layer.dataset.site) === frame.mask);
