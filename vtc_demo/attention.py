@@ -138,7 +138,7 @@ class EncoderProbe:
             within = lambda x: ((x >= start) & (x < start + length)).nonzero().flatten()  # noqa: B023, E731
             columns, mine = within(self.sources[:, 0]), within(self.sources[rows, 0])
             step = max(1, CHUNK // (keys.shape[0] * length * self.sources.shape[1]))
-            for some in mine.split(step):
+            for some in mine.split(step) if len(mine) else ():
                 grouped = self._grouped(rows[some], span, self.sources[columns] - start, mean)
                 out[..., some[:, None], columns] = grouped
             start += length

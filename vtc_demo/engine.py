@@ -197,6 +197,7 @@ class Pass:
             self._check_site(site)
         self.side = self._check_side(method.image_side(self.shape))
         self.watch = Stopwatch(vlm.device)
+        self.entry: Tensor | None = None  # tokens at the projector for which those stand that entered the LLM
         self.projected = 0  # tokens through the projector
         self.overhead = 0  # FLOPs of the method
         self.memory: dict[Any, dict[str, Any]] = defaultdict(dict)  # of the method, from site to site, by view
@@ -207,6 +208,11 @@ class Pass:
             raise ValueError(
                 f"{self.method.card.name}: {site} cannot be used with this model or picture: tokens can leave inside a "
                 "tower only where it encodes one view, whose tokens reach the language model one by one"
+            )
+        if layout.blend is not None and Site("projector") in self.sites:
+            raise ValueError(
+                f"{self.method.card.name}: this picture has so many tiles that the model scales them down after the "
+                "projector, where this method acts; use a smaller picture or a method that acts later"
             )
         self.layout, extra, layers = layout, layout.extra, self.shape.llm_layers
         grid = layout.crops[0].grid if len(layout.crops) == 1 else (1, layout.units)
@@ -259,9 +265,9 @@ class Pass:
         self.watch.enter(stage)
         return reduction
 
-    def _ask(self, site: Site, hidden: Tensor, shape: ModelShape, crop: int | None, **state) -> Reduction | None:
+    def _ask(self, site: Site, hidden: Tensor, shape: ModelShape, index: int | None, **state) -> Reduction | None:
         state = {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace} | state
-        view = SiteView(site, shape, hidden, memory=self.memory[crop], **state)
+        view = SiteView(site, shape, hidden, memory=self.memory[index], **state)
         reduction = self.method.reduce(view)
         n, width = hidden.shape
         self.overhead += view.spent + self.method.overhead_flops(site, n, width, shape)
@@ -280,7 +286,8 @@ class Pass:
                 continue
             part = places.to(hidden.device)
             own = {"extra": int((places < extra).sum()), "part": places, "crop": crop, "seed": self.seed + i}
-            own |= {"tokens0": len(crop.units), "visual": None if visual is None else visual[part]}
+            entered = len(crop.units) if self.entry is None else int((self.layout.owner[self.entry.cpu()] == i).sum())
+            own |= {"tokens0": entered, "visual": None if visual is None else visual[part]}
             for name in ("previous", "next"):
                 if isinstance(probe := state.get(name), EncoderProbe):
                     own[name] = probe.only(part)
@@ -366,7 +373,9 @@ class Pass:
             features, stand = reduction.apply(features), stand[reduction.anchor]
             deep = [reduction.apply(d) for d in deep]
         self.projected = features.shape[0]
-        visual = adapter.project(model, features[None])  # [1, n, D]
+        visual = adapter.pack(model, adapter.project(model, features[None]), layout)  # [1, n, D]
+        if layout.blend is not None:
+            stand = torch.arange(layout.units, device=visual.device)
         deep = [adapter.project_deep(model, i, d[None]) for i, d in enumerate(deep)]
         reduction = self.ask(Site("llm_input"), visual[0], stand, extra=0)
         if reduction is not None:
@@ -411,7 +420,7 @@ class Pass:
         visual, stand, deep = projected
         h, ids, at, others, length = self.assemble(lm, prompt, visual, stand)
         n, text = len(stand), len(others)
-        self.tokens0 = n
+        self.tokens0, self.entry = n, stand
         renumber = self.method.positions == "renumber" and ids.dim() == 2
         contiguous = rope = lm.rotary_emb(h, ids)  # cos, sin [1, S, d]
         cache, positions, held, alive, fed = DynamicCache(), [], [], torch.arange(n, device=h.device), []

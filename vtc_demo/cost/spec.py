@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from importlib import import_module
 from operator import index
 
 LLAVA = ("llava", "llava_next")
 TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # model type -> leading tokens that are no patch
-GATED_LLMS = ("llama", "mistral", "qwen2", "qwen3")  # decoders with a gated MLP (three matrices)
+GATED_LLMS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "qwen2_vl_text",
+    "qwen2_5_vl_text",
+    "qwen3_vl_text",
+)  # decoders with a gated MLP (three matrices)
 
 
 @dataclass(frozen=True)
@@ -61,15 +70,19 @@ class ModelSpec:
 
     @classmethod
     def from_config(cls, config) -> ModelSpec:
-        """From the transformers config of a LLaVA model with a CLIP or SigLIP tower.
+        """From a transformers config, here for a LLaVA model with a CLIP or SigLIP tower.
 
         A negative vision_feature_layer counts from the last layer's output: -2 of 24 layers runs 23. The select
         strategy "default" drops the tower's first token. For LLaVA-NeXT the crops are those of a square image at twice
         the tower's side (a base view and four tiles), without the newline tokens.
-        Raises ValueError for another family, with the families that work.
+        Other families are those that `vtc_demo.models` has an adapter for; it gives the spec.
+        Raises ValueError for any other, with the families that work.
         """
+        if config.model_type not in LLAVA:
+            adapters = import_module("vtc_demo.models").FAMILIES  # late: the adapters need this module
+            _known("model type", config.model_type, adapters)
+            return adapters[config.model_type].spec(config)
         vision, text = config.vision_config, config.text_config
-        _known("model type", config.model_type, LLAVA)
         _known("vision tower", vision.model_type, TOWERS)
         _known("language model", text.model_type, GATED_LLMS)
         features = config.vision_feature_layer
@@ -99,6 +112,41 @@ class ModelSpec:
             vocab=text.vocab_size,
             channels=vision.num_channels,
             crops=crops,
+        )
+
+    @classmethod
+    def from_parts(cls, config, *, patches: int, projector: tuple[int, ...], visual_tokens: int, **facts) -> ModelSpec:
+        """From the config of any family: the decoder as in its text_config, the tower from the names that its
+        vision_config has in common with others. facts: fields that this cannot know or would get wrong.
+        """
+        vision, text = config.vision_config, config.text_config
+        _known("language model", text.model_type, GATED_LLMS)
+        first = lambda names: next((v for n in names if (v := getattr(vision, n, None)) is not None), None)  # noqa: E731
+        heads = text.num_attention_heads
+        width = first(("embed_dim", "hidden_size"))
+        patch = vision.patch_size
+        found = {
+            "extra": 0,
+            "patch_size": patch if isinstance(patch, int) else patch[0],
+            "vision_layers": first(("depth", "num_hidden_layers")),
+            "vision_width": width,
+            "vision_heads": first(("num_heads", "num_attention_heads")),
+            "vision_mlp": first(("intermediate_size",)),
+            "channels": first(("in_channels", "num_channels")),
+        }
+        return cls(
+            name=getattr(config, "name_or_path", "") or config.model_type,
+            patches=patches,
+            projector=projector,
+            visual_tokens=visual_tokens,
+            hidden=text.hidden_size,
+            layers=text.num_hidden_layers,
+            heads=heads,
+            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+            intermediate=text.intermediate_size,
+            vocab=text.vocab_size,
+            **(found | facts),
         )
 
     @property

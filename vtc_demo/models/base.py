@@ -84,6 +84,10 @@ class Adapter(ABC):
     def project(self, model, features: Tensor) -> Tensor:
         """features [1, n, g * C] -> [1, n, D]."""
 
+    def pack(self, model, visual: Tensor, layout: Layout) -> Tensor:
+        """From the projector's output to the visual tokens of the LLM, [1, n, D]; only where `layout.blend` is set."""
+        return visual
+
     def project_deep(self, model, i: int, features: Tensor) -> Tensor:
         """The same for the i-th of `taps`."""
         raise ValueError(f"{self.model_type} has no taps")

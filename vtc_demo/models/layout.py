@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 VISUAL, NEWLINE = -1, -2  # ids of a prompt that are no words: a visual token, the model's learned line break
@@ -38,6 +38,7 @@ class Layout:
     they are the tower's own, in its order. extra: leading tokens that are no patch (CLS, one per crop).
     keeps_extra: those, too, have a place in the prompt (before their crop).
     sizes: rows and columns of the tower's own patches, per picture, where a family needs them.
+    blend: (grid, scaled grid) if the last view is scaled after the projector; patches are then those after it.
     """
 
     crops: tuple[Crop, ...]
@@ -47,6 +48,7 @@ class Layout:
     sources: Tensor | None = None
     keeps_extra: bool = False
     sizes: tuple[tuple[int, int], ...] = ()
+    blend: tuple[tuple[int, int], tuple[int, int]] | None = None
 
     @property
     def units(self) -> int:
@@ -115,8 +117,11 @@ class Layout:
         (rows, columns), corners = self.sheet
         sheet = Image.new("RGB", (columns * patch, rows * patch))
         for crop, (y, x) in zip(self.crops, corners):
-            image, (left, top, right, bottom) = images[crop.image], crop.box
-            box = (left * image.width, top * image.height, right * image.width, bottom * image.height)
+            image, box = images[crop.image], crop.box
+            box = tuple(share * length for share, length in zip(box, image.size * 2))
+            if min(box) < 0:  # the view is wider than the picture
+                margin = round(-min(box))
+                image, box = ImageOps.expand(image, margin), tuple(edge + margin for edge in box)
             size = (crop.grid[1] * patch, crop.grid[0] * patch)
             sheet.paste(image.resize(size, Image.Resampling.BICUBIC, box=box), (x * patch, y * patch))
         return sheet

@@ -1,0 +1,111 @@
+"""One tiny model per family, of transformers' own class, with random weights and a word tokenizer."""
+
+import tiny
+import torch
+import transformers as tf
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
+
+from vtc_demo.models import FAMILIES, VLM
+from vtc_demo.models.base import Parts
+
+SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<fake_token_around_image>", "<global-img>", "<img>", "</img>"]
+SPECIAL += [f"<row_{r}_col_{c}>" for r in (1, 2, 3) for c in (1, 2, 3)]
+WORDS = SPECIAL + tiny.WORDS
+VOCAB = len(WORDS)
+IMAGE = 4
+TEMPLATE = (
+    "{% for m in messages %}{{ m['role'] }} : {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image> {% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% endif %}{% if m['role'] == 'assistant' %} </s>{% endif %} {% endfor %}"
+    "{% if add_generation_prompt %}assistant :{% endif %}"
+)
+
+
+def tokenizer():
+    core = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in SPECIAL])
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    return tf.PreTrainedTokenizerFast(tokenizer_object=core, **names, extra_special_tokens={"image_token": "<image>"})
+
+
+TEXT = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=2048,
+    pad_token_id=0,
+    bos_token_id=1,
+    eos_token_id=2,
+    tie_word_embeddings=False,
+)
+TOWER = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, patch_size=7)
+PINS = [[28, 56], [56, 28], [56, 56], [28, 84], [84, 28]]
+SHARED = dict(image_token_id=IMAGE, tie_word_embeddings=False)
+
+
+def llava(grid=4):
+    config = tf.LlavaConfig(
+        vision_config=tf.CLIPVisionConfig(**TOWER, image_size=28, projection_dim=32),
+        text_config=tf.LlamaConfig(**TEXT),
+        vision_feature_layer=-2,
+        **SHARED,
+    )
+    images = tf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return tf.LlavaForConditionalGeneration, config, images
+
+
+def llava_next():
+    config = tf.LlavaNextConfig(
+        vision_config=tf.CLIPVisionConfig(**TOWER, image_size=28, projection_dim=32),
+        text_config=tf.MistralConfig(**TEXT, sliding_window=None),
+        image_grid_pinpoints=PINS,
+        vision_feature_layer=-2,
+        **SHARED,
+    )
+    images = tf.LlavaNextImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, image_grid_pinpoints=PINS
+    )
+    return tf.LlavaNextForConditionalGeneration, config, images
+
+
+def llava_onevision():
+    config = tf.LlavaOnevisionConfig(
+        vision_config=tf.SiglipVisionConfig(**TOWER, image_size=28),
+        text_config=tf.Qwen2Config(**TEXT),
+        image_grid_pinpoints=PINS,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+        vision_aspect_ratio="anyres_max_3",
+        video_token_index=VOCAB - 1,
+        **SHARED,
+    )
+    images = tf.LlavaOnevisionImageProcessorPil(size={"height": 28, "width": 28}, image_grid_pinpoints=PINS)
+    return tf.LlavaOnevisionForConditionalGeneration, config, images
+
+
+BUILDERS = {f.__name__: f for f in (llava, llava_next, llava_onevision)}
+
+
+def vlm(family: str, seed: int = 0) -> VLM:
+    """Weights are large enough that attention is far from uniform and the answer depends on the picture."""
+    model_class, config, images = BUILDERS[family]()
+    torch.manual_seed(seed)
+    model = model_class._from_config(config, attn_implementation="sdpa").eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "patch_embed" in name and weight.dim() > 2:
+                weight.normal_(0, 0.1)
+            elif weight.dim() == 2 and not any(part in name for part in ("embed_tokens", "pos_embed", "position")):
+                weight.normal_(0, 1.5 / weight.shape[1] ** 0.5)
+            elif weight.dim() > 1 or "class_embedding" in name or "newline" in name:
+                weight.normal_(0, 0.5)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    adapter = FAMILIES[config.model_type]
+    adapter.check(config)
+    return VLM(model, Parts(images, tokenizer(), TEMPLATE), adapter, family)
