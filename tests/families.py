@@ -15,7 +15,7 @@ VOCAB = len(WORDS)
 IMAGE = 4
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for p in m['content'] %}{% if p['type'] == 'image' %}<image> {% else %}{{ p['text'] }}{% endif %}{% endfor %}"
+    "{% for p in m['content'] %}{% if p['type'] == 'image' %}the <image> {% else %}{{ p['text'] }}{% endif %}{% endfor %}"
     "{% endif %}{% if m['role'] == 'assistant' %} </s>{% endif %} {% endfor %}"
     "{% if add_generation_prompt %}assistant :{% endif %}"
 )
@@ -88,7 +88,45 @@ def llava_onevision():
     return tf.LlavaOnevisionForConditionalGeneration, config, images
 
 
-BUILDERS = {f.__name__: f for f in (llava, llava_next, llava_onevision)}
+QWEN_TEXT = TEXT | dict(rope_parameters={"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0})
+QWEN_TOWER = dict(depth=4, num_heads=4, patch_size=4, spatial_merge_size=2, temporal_patch_size=2)
+QWEN = dict(
+    image_token_id=IMAGE, vision_start_token_id=VOCAB - 1, video_token_id=VOCAB - 2, vision_end_token_id=VOCAB - 3
+)
+
+
+def qwen_images():
+    return tf.Qwen2VLImageProcessorPil(
+        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 256, "longest_edge": 2304}
+    )
+
+
+def qwen2_vl():
+    tower = QWEN_TOWER | dict(embed_dim=32, hidden_size=32, mlp_ratio=2)
+    config = tf.Qwen2VLConfig(vision_config=tower, text_config=QWEN_TEXT, tie_word_embeddings=False, **QWEN)
+    return tf.Qwen2VLForConditionalGeneration, config, qwen_images()
+
+
+def qwen2_5_vl():
+    tower = dict(hidden_size=32, out_hidden_size=32, intermediate_size=44, window_size=16, fullatt_block_indexes=[1])
+    config = tf.Qwen2_5_VLConfig(
+        vision_config=QWEN_TOWER | tower, text_config=QWEN_TEXT, tie_word_embeddings=False, **QWEN
+    )
+    return tf.Qwen2_5_VLForConditionalGeneration, config, qwen_images()
+
+
+def qwen3_vl():
+    tower = dict(hidden_size=32, out_hidden_size=32, intermediate_size=44, deepstack_visual_indexes=[0, 2])
+    config = tf.Qwen3VLConfig(
+        vision_config=QWEN_TOWER | tower | dict(num_position_embeddings=64),
+        text_config=QWEN_TEXT | dict(head_dim=8),
+        tie_word_embeddings=False,
+        **QWEN,
+    )
+    return tf.Qwen3VLForConditionalGeneration, config, qwen_images()
+
+
+BUILDERS = {f.__name__: f for f in (llava, llava_next, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl)}
 
 
 def vlm(family: str, seed: int = 0) -> VLM:

@@ -9,7 +9,7 @@ span, rows with line breaks between them, tiles of one picture, or several pictu
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -536,27 +536,24 @@ class Pass:
         )
 
     def _flops(self, encoded: Encoded, prefilled: Prefilled, new_tokens: int) -> dict[str, int]:
-        layout, spec = encoded.layout, self.vlm.spec
-        spans = Counter(layout.segments)  # a spec's crops are all alike, so each length is counted by itself
-        views = [
-            replace(spec, patches=n - spec.extra, crops=count, visual_tokens=layout.units) for n, count in spans.items()
-        ]
-        towers = {"encoder_schedule": encoded.schedule, "encoder_mlp_schedule": encoded.fed} if layout.plain else {}
-        flops = cost.run_flops(
-            views[0],
+        layout, spec, pairs = encoded.layout, self.vlm.spec, None
+        if not layout.plain:
+            spans = [self.adapter.attends(i, layout, encoded.state)["segments"] for i in range(len(encoded.schedule))]
+            pairs = [sum(n * n for n in lengths) for lengths in spans]
+        return cost.run_flops(
+            replace(spec, crops=1),
             self.trace.schedule,
             prefilled.text_tokens,
             new_tokens,
-            projector_tokens=self.projected,
+            encoder_schedule=encoded.schedule,
+            projector_tokens=self.projected * (1 + len(encoded.taps)),
             overhead=self.overhead,
+            patches=sum(n - spec.extra for n in layout.segments),
             cache_schedule=prefilled.cached,
             mlp_schedule=prefilled.fed,
-            **towers,
+            encoder_mlp_schedule=encoded.fed,
+            encoder_pairs=pairs,
         )
-        for other in views[1:]:
-            more = cost.vision_flops(other, other.full_encoder_schedule, other.patches)
-            flops |= {name: flops[name] + more for name in ("vision", "total")}
-        return flops
 
 
 def _first(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from .counts import (
     mlp_flops,
     rows_attention_flops,
     run_flops,
-    vision_flops,
 )
 from .memory import expected_speedup, kv_bytes, kv_bytes_per_layer, roofline, weight_bytes
 from .spec import SPECS, ModelSpec
@@ -34,6 +33,5 @@ __all__ = [
     "roofline",
     "rows_attention_flops",
     "run_flops",
-    "vision_flops",
     "weight_bytes",
 ]

@@ -45,10 +45,17 @@ def rows_attention_flops(
     return q + k + 2 * rows * keys * heads * head_dim
 
 
-def vision_flops(spec: ModelSpec, schedule: list[int], patches: int, mlp: list[int] | None = None) -> int:
+def vision_flops(
+    spec: ModelSpec,
+    schedule: list[int],
+    patches: int,
+    mlp: list[int] | None = None,
+    pairs: list[int] | None = None,
+) -> int:
     """The tower, all crops. schedule: tokens of one crop entering each encoder layer; patches: embedded per crop.
 
-    mlp: tokens through each layer's MLP, where they are fewer.
+    mlp: tokens through each layer's MLP, where they are fewer. pairs: (query, key) pairs of each layer, where the
+    spans that attend to each other are not those of the spec.
     """
     w = spec.vision_width
     total = linear_flops(patches, spec.channels * spec.frames * spec.patch_size**2, w)  # convolution, stride = kernel
@@ -56,7 +63,7 @@ def vision_flops(spec: ModelSpec, schedule: list[int], patches: int, mlp: list[i
         local = spec.window and layer not in spec.full_layers
         keys = min(n, spec.window) if local else n
         total += linear_flops(n, w, 4 * w)  # q, k, v, output
-        total += attention_flops(n * keys, 1, w)  # all heads together are w wide
+        total += attention_flops(n * keys if pairs is None else pairs[layer], 1, w)  # all heads together are w wide
         total += mlp_flops(fed, w, spec.vision_mlp, spec.vision_mlp_gated)
     return spec.crops * total
 
@@ -98,6 +105,7 @@ def run_flops(
     cache_schedule=None,
     mlp_schedule=None,
     encoder_mlp_schedule=None,
+    encoder_pairs=None,
 ) -> dict[str, int]:
     """FLOPs by stage: vision, projector, compression, prefill, lm_head, decode and their sum, total. Batch 1.
 
@@ -110,6 +118,7 @@ def run_flops(
     overhead: FLOPs of the method's own work, reported as compression.
     cache_schedule [layers]: visual tokens in each layer's cache while decoding, if trimmed (default: schedule).
     mlp_schedule [layers], encoder_mlp_schedule [vision_layers]: tokens through the MLPs, if fewer.
+    encoder_pairs [vision_layers]: (query, key) pairs of each encoder layer, if not those of the spec.
     Raises ValueError for a schedule of the wrong length or a negative count.
     """
     visual = spec.check_schedule(schedule)
@@ -127,7 +136,7 @@ def run_flops(
         spared = sum(visual) - sum(spec.check_schedule(mlp_schedule))
         prefill -= mlp_flops(spared, spec.hidden, spec.intermediate, spec.mlp_gated)
     out = {
-        "vision": vision_flops(spec, encoder, embedded, fed),
+        "vision": vision_flops(spec, encoder, embedded, fed, encoder_pairs),
         "projector": projector_flops(spec, rows),
         "compression": count("overhead", overhead),
         "prefill": prefill,

@@ -69,7 +69,7 @@ class Adapter(ABC):
 
     def attends(self, i: int, layout: Layout, state) -> dict[str, Any]:
         """What `probe` must know of layer i: segments, rope."""
-        return {} if len(layout.segments) == 1 else {"segments": layout.segments}
+        return {} if layout.plain else {"segments": layout.segments}
 
     def finish(self, model, h: Tensor) -> Tensor:
         """From the feature layer's output to the features."""
