@@ -203,3 +203,22 @@ def centre(image: Image.Image) -> tuple[float, float, float, float]:
     side = min(image.size)
     left, top = ((length - side) // 2 / length for length in image.size)
     return left, top, left + side / image.width, top + side / image.height
+
+
+def tiled(grids: list[tuple[int, int, bool]], join: Tensor, pieces: tuple[list[int], ...], cls: bool) -> Layout:
+    """Of towers whose every crop is a square that gives the same tokens, tile after tile.
+
+    grids: for each picture its rows and columns of tiles and whether the whole picture follows them. join [h, w, g]:
+    places of the patches of a crop that are joined to each token. cls: the tower puts one before the patches.
+    """
+    rows, columns, _ = join.shape
+    n, span = rows * columns, join.numel() + cls
+    boxes = []
+    for i, (down, across, whole) in enumerate(grids):
+        for r in range(down):
+            for c in range(across):
+                boxes.append(((c / across, r / down, (c + 1) / across, (r + 1) / down), i))
+        boxes += [(WHOLE, i)] * whole
+    crops = tuple(Crop(torch.arange(k * n, (k + 1) * n), (rows, columns), box, i) for k, (box, i) in enumerate(boxes))
+    first = torch.arange(len(crops))[:, None, None] * span + cls
+    return Layout(crops, pieces, (span,) * len(crops), sources=(first + join.flatten(0, 1)).flatten(0, 1))
