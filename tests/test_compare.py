@@ -196,7 +196,7 @@ def edited(folder, tmp_path, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "qwen2_vl"}, "family is 'qwen2_vl'"),
+        ({"model_type": "vipllava"}, "family is 'vipllava'"),
         ({"model_type": "no_such"}, "cannot load"),
         ({"vision_feature_layer": [-2, -3]}, "several vision layers"),
         ({"vision_feature_layer": -9}, "no layer of its tower"),

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
+from . import memory
 from .base import VLM, Adapter
+from .catalog import CATALOG
 
-__all__ = ["FAMILIES", "VLM", "Adapter", "load_vlm"]
+__all__ = ["CATALOG", "FAMILIES", "VLM", "Adapter", "load_vlm"]
 
 
 def _discover() -> dict[str, Adapter]:
@@ -34,13 +36,20 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of reading somebody's files
 
 
-def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: str | None = None) -> VLM:
+def load_vlm(
+    name: str | Path = "embedded", device=None, dtype=None, revision: str | None = None, device_map=None
+) -> VLM:
     """A model ready to run: "embedded" (ships with the repository), a folder, or a hub id (uses the network once).
 
     device: default cuda if there is one, else cpu. dtype: torch dtype or its name; default float32 on a CPU, bfloat16
-    elsewhere. revision: commit or tag of a hub repository. Code from a repository is never run; only safetensors
-    weights are read. Raises ValueError if there is no such model, it cannot be had, or its family does not run here.
+    elsewhere. revision: commit or tag of a hub repository; default that of `catalog`, if it has one. device_map: as in
+    accelerate ("auto", or module -> device), for a model larger than one device; then `device` must be left out.
+    Code from a repository is never run; only safetensors weights are read. Progress is shown by transformers.
+    Raises ValueError if there is no such model, it cannot be had, its family does not run here, or it does not fit.
     """
+    if device is not None and device_map is not None:
+        raise ValueError("give device or device_map, not both: a device_map says where every part goes")
+    revision = revision or next((entry.revision for entry in CATALOG if entry.id == str(name)), None)
     source, local = _source(str(name), revision)
     device = _device(device)
     dtype = _dtype(dtype, device)
@@ -52,15 +61,25 @@ def load_vlm(name: str | Path = "embedded", device=None, dtype=None, revision: s
     adapter = FAMILIES.get(config.model_type)
     if adapter is None:
         raise ValueError(f"cannot run {name}: its family is {config.model_type!r}. {_families()}")
+    placed = {} if device_map is None else {"device_map": device_map}
     try:
         adapter.check(config)
-        model, info = adapter.load(source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options)
+        if device_map is None:
+            memory.check(name, memory.weights(adapter, config, dtype), device)
+        model, info = adapter.load(
+            source, dtype=dtype, attn_implementation="sdpa", use_safetensors=True, **options, **placed
+        )
         processor = adapter.load_processor(source, **options)
+        model = model if placed else model.to(device)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ValueError(memory.full(name, device)) from error
+    except memory.TooLarge:
+        raise
     except FAILURES as error:
         raise ValueError(_cannot(name, error)) from error
     if info["missing_keys"]:
         raise ValueError(f"cannot run {name}: weights are missing, among them {min(info['missing_keys'])}")
-    return VLM(model.to(device), processor, adapter, str(name))
+    return VLM(model, processor, adapter, str(name))
 
 
 def _source(name: str, revision: str | None) -> tuple[str, bool]:
@@ -86,6 +105,10 @@ def _on_hub(name: str, revision: str | None) -> bool:
     """Whether the hub can be reached; one request, where loading would retry every file for half a minute."""
     try:
         HfApi().model_info(name, revision=revision, timeout=10)
+    except GatedRepoError as error:  # a kind of RepositoryNotFoundError
+        raise ValueError(
+            f"{name} is gated: accept its terms at https://huggingface.co/{name}, log in (hf auth login) and try again"
+        ) from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise ValueError(f"the hub has no public model {name} at revision {revision or 'main'}") from error
     except Exception:  # no network, offline mode, a proxy: each has its own class; the cache is what is left
