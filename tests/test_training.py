@@ -34,7 +34,7 @@ def test_packed_training_computes_what_the_transformers_model_computes(parts):
     with torch.no_grad():
         pixels = normalise(batch["pixels"], objective.mean, objective.std)
         features = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-        packed = model.lm_head(objective.decode(objective.projector(features), batch))[0]
+        packed = model.lm_head(objective.decode(objective.projector(features), batch)[0])[0]
     scene = world.sample(5, split="eval", size=336)
     inputs = processor(images=scene.image, text="user: <image>", return_tensors="pt")
     for number in (0, 3):
@@ -176,5 +176,28 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     AutoProcessor.from_pretrained(out, local_files_only=True)
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True)
     assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 5
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
     assert str(out) in capsys.readouterr().out
+
+
+def test_words_that_name_one_item_know_its_place(parts):
+    tokens = parts[1].tokenizer
+    scene = world.Scene(
+        (
+            world.Item("heart", "red", 40, 100, 50),
+            world.Item("heart", "blue", 40, 30, 200),
+            world.Item("key", "blue", 40, 200, 300),
+        ),
+        None,
+        world.Background("plain", 0.1, 0),
+    )
+    data = PackedQuestions(0, 1, 24, tokens)
+    named = lambda text: [(k, item.thing, item.colour) for k, item in data.named(data.encode(text), scene)]  # noqa: E731
+    assert named("Is the red heart left of the key?") == [(3, "heart", "red"), (7, "key", "blue")]
+    assert named("Is there a heart?") == [] and named("Is there a green key?") == []
+    item = PackedQuestions(4, 1, 12, tokens)[0]
+    known = item["row"] != IGNORE
+    assert known.any() and (known == (item["column"] != IGNORE)).all()
+    corner, places = item["places"][0], item["places"]
+    inside = (item["row"][known] * 24 + item["column"][known])[:, None] == places[None]
+    assert inside.any(1).all() and corner == places.min()

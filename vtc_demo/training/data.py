@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -10,8 +12,11 @@ from .. import world
 from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
 
 GRID = 24  # patches per side of the full picture
+PATCH = 14
 CHARS = 36
 IGNORE = -100
+# padding of packed text
+EMPTY = dict(ids=0, target=IGNORE, block=-1, offset=0, kind=-1, row=IGNORE, column=IGNORE, row2=IGNORE, column2=IGNORE)
 
 
 def window_positions(window: int, rng: np.random.Generator) -> np.ndarray:
@@ -48,7 +53,7 @@ class DenseScenes(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         seed = self.start + i
-        scene = world.sample(seed, split=self.split, size=14 * self.window)
+        scene = world.sample(seed, split=self.split, size=PATCH * self.window)
         labels = {k: v.reshape(-1) for k, v in world.dense_labels(scene).items()}
         labels["pattern"] = np.full(self.window**2, PATTERNS.index(scene.background.pattern))
         return {
@@ -64,6 +69,8 @@ class PackedQuestions(Dataset):
 
     ids, target, block, offset: [text]. target is IGNORE except where the next token is part of the answer; block is
     the question's number (-1 padding); offset the position after the picture. kind [text] is the question kind's index.
+    row, column [text]: where the item stands that a word names, IGNORE unless it names exactly one. At the end of a
+    question about two items: where the first stands (row, column) and the second (row2, column2).
     """
 
     def __init__(
@@ -72,6 +79,8 @@ class PackedQuestions(Dataset):
         self.start, self.length, self.window, self.split = start, length, window, split
         self.tokenizer, self.weights, self.text = tokenizer, weights, text
         self.cache: dict[str, list[int]] = {}
+        self.things = {self.encode(thing)[0]: thing for thing in THINGS}
+        self.colours = {self.encode(colour)[0]: colour for colour in COLOURS}
 
     def __len__(self) -> int:
         return self.length
@@ -84,11 +93,10 @@ class PackedQuestions(Dataset):
     def __getitem__(self, i: int) -> dict:
         seed = self.start + i
         rng = np.random.default_rng(seed)
-        scene = world.sample(seed, split=self.split, size=14 * self.window)
-        out = {
-            k: np.full(self.text, v)
-            for k, v in (("ids", 0), ("target", IGNORE), ("block", -1), ("offset", 0), ("kind", -1))
-        }
+        scene = world.sample(seed, split=self.split, size=PATCH * self.window)
+        places = window_positions(self.window, rng)
+        corner = int(places[0])
+        out = {k: np.full(self.text, v) for k, v in EMPTY.items()}
         at = 0
         for number, q in enumerate(world.ask(scene, rng, n=24, weights=self.weights)):
             question = self.encode(q.text) + self.encode("assistant:")
@@ -102,8 +110,29 @@ class PackedQuestions(Dataset):
             out["block"][here] = number
             out["offset"][here] = np.arange(len(ids))
             out["kind"][here] = KINDS.index(q.kind)
+            named = [(k, *self.place(item, corner)) for k, item in self.named(question, scene)]
+            for k, row, column in named:
+                out["row"][at + k], out["column"][at + k] = row, column
+            if len(named) == 2:
+                end = at + len(question) - 1
+                (_, out["row"][end], out["column"][end]), (_, out["row2"][end], out["column2"][end]) = named
             at += len(ids)
-        return {"pixels": world.render(scene), "places": window_positions(self.window, rng), **out}
+        return {"pixels": world.render(scene), "places": places, **out}
+
+    @staticmethod
+    def place(item: world.Item, corner: int) -> tuple[int, int]:
+        """Row and column of the full grid; corner: raster index of the window's first patch."""
+        return int(item.y // PATCH) + corner // GRID, int(item.x // PATCH) + corner % GRID
+
+    def named(self, question: list[int], scene) -> Iterator[tuple[int, world.Item]]:
+        """(place of the word, item) for every thing, with its colour if one stands before it, that names one item."""
+        for k, token in enumerate(question):
+            colour = self.colours.get(question[k - 1]) if k else None
+            fits = [
+                item for item in scene.items if item.thing == self.things.get(token) and colour in (None, item.colour)
+            ]
+            if len(fits) == 1:
+                yield k, fits[0]
 
 
 def loader(dataset: Dataset, batch: int, workers: int) -> DataLoader:

@@ -19,13 +19,14 @@ from .objectives import AnswerObjective, DenseObjective
 
 OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
+HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=8)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
     n = lambda steps: max(2, int(steps * scale))  # noqa: E731
     return [
         Stage("tower-168", n(620), 64, 3e-3, partial(dense, window=12), cooldown=0.3),
-        Stage("tower-336", n(320), 16, 1.5e-3, partial(dense, window=24, first=10**7), warmup=20, cooldown=0.6),
+        Stage("tower-336", n(560), 16, 1.5e-3, partial(dense, window=24, first=10**7), warmup=20, cooldown=0.2),
     ]
 
 
@@ -35,7 +36,8 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
     full = partial(packed, tokenizer=tokenizer, window=24, text=288, first=3 * 10**7)
     return [
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
-        Stage("mixed-168", n(1000), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
+        Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
+        Stage("hard-168", n(1340), 16, 2e-3, partial(small, weights=HARD, first=4 * 10**7), warmup=20, cooldown=0.01),
         Stage("mixed-336", n(900), 8, 1.5e-3, partial(full, weights=MIXED), cooldown=0.6),
     ]
 

@@ -32,7 +32,8 @@ LAUNCH = {
 def build(vlm) -> gr.Blocks:
     """The page for one loaded model, its first view already computed."""
     stream = serve.streamer(vlm)
-    tab = Compare(stream, vlm.shape.patches, embedded=vlm.spec.layers <= 12)
+    small_world = len(vlm.tokenizer) < 1000  # a closed vocabulary: trained on generated scenes alone
+    tab = Compare(stream, vlm.shape.patches, small_world)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(_header(vlm), apply_default_css=False, elem_id="vtc-header")
         with gr.Tabs(elem_id="vtc-tabs"):

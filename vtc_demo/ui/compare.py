@@ -97,8 +97,8 @@ class Board:
 class Compare:
     """Builds the tab and answers its events. stream: see `serve.streamer`."""
 
-    def __init__(self, stream, total: int, embedded: bool):
-        self.stream, self.total, self.embedded = stream, total, embedded
+    def __init__(self, stream, total: int, small_world: bool):
+        self.stream, self.total, self.small_world = stream, total, small_world
         self.cards = methods.list_methods()
         self.hues = viz.colours(self.cards)
 
@@ -166,7 +166,7 @@ class Compare:
             source = Source(viz.square(load_rgb(path), 2 * viz.SIDE))
         except ValueError as error:
             return *[gr.skip()] * 4, cards.problem(_sentence(error)), gr.skip()
-        return self._chosen(source, UPLOADED if self.embedded else "")
+        return self._chosen(source, UPLOADED if self.small_world else "")
 
     def _chosen(self, source: Source, note: str):
         """source, preview, question, chips, strip (left alone), and a number that starts the comparison."""
