@@ -6,6 +6,7 @@ import families
 import pytest
 import tiny
 import torch
+from huggingface_hub.errors import GatedRepoError
 from PIL import Image
 from test_engine import Fixed, Spy, close, keep
 from test_flop_counter import counter
@@ -13,6 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AttentionInterface, Idefics3Processor
 
 from vtc_demo import engine, methods
+from vtc_demo.chat import Chat
+from vtc_demo.models import CATALOG, FAMILIES, load_vlm, memory
+from vtc_demo.models.catalog import pick
 from vtc_demo.models.layout import NEWLINE, VISUAL
 from vtc_demo.tokens import Reduction, Site
 
@@ -333,3 +337,126 @@ def test_prompts_of_idefics3_are_those_of_its_processor(images):
     text = vlm.adapter.prompt(parts, tiny.QUESTION, len(images))
     theirs = stock(images=[images], text=[text], return_tensors="pt")["input_ids"][0]
     assert torch.equal(ours.where(ours >= 0, torch.tensor(families.IMAGE)), theirs)
+
+
+# -- further turns ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER]], ids=["one", "two"])
+def test_a_second_turn_equals_the_whole_chat_in_one_prompt(vlm, images):
+    chat = Chat(vlm, images)
+    first, second = chat.ask(tiny.QUESTION, NEW), chat.ask("how many star ?", NEW)
+    third = chat.ask("what is left ?", NEW)
+    whole = Whole(vlm, images)
+    fed = first.token_ids + vlm.next_turn("how many star ?")
+    assert second.token_ids == whole.masked({}, extra_ids=fed)
+    fed += second.token_ids + vlm.next_turn("what is left ?")
+    assert third.token_ids == whole.masked({}, extra_ids=fed)
+    assert third.kv_lengths == [whole.embeds.shape[1] + len(fed) + NEW - 1] * 4
+    text = vlm.adapter.prompt(vlm.processor, tiny.QUESTION, len(images), ((first.answer, "how many star ?"),))
+    ids = vlm.tokenize(text)
+    assert ids[-len(vlm.next_turn("how many star ?")) :] == vlm.next_turn("how many star ?")
+
+
+def test_what_the_first_turn_dropped_stays_dropped(vlm):
+    whole, further = Whole(vlm, [PICTURE]), "how many star ?"
+    n = len(whole.places)
+    kept = keep(0.5, n=n)
+    chat = Chat(vlm, PICTURE, Fixed(plan={Site("llm_layer", 2): kept}))
+    first, second = chat.ask(tiny.QUESTION, NEW), chat.ask(further, NEW)
+    fed = first.token_ids + vlm.next_turn(further)
+    assert second.token_ids == whole.masked({2: kept.anchor}, extra_ids=fed)
+    text = whole.embeds.shape[1] - n
+    assert second.kv_lengths == [m + text + len(fed) + NEW - 1 for m in (n, n, kept.m, kept.m)]
+
+
+def test_flops_of_a_second_turn():
+    vlm = families.vlm("llava")
+    chat = Chat(vlm, PICTURE, "fastv@0.5")
+    first = chat.ask(tiny.QUESTION, NEW)
+    fed = 1 + len(vlm.next_turn("how many star ?"))
+    with counter() as mode:
+        second = chat.ask("how many star ?", NEW)
+    spec = vlm.spec
+    hidden = spec.layers * spec.heads * 4 * spec.head_dim * (fed * (fed - 1) // 2)
+    with FlopCounterMode(display=False) as turns, torch.inference_mode():
+        lm = vlm.adapter.decoder(vlm.model)
+        for q in [fed] + [1] * (NEW - 1):
+            lm.rotary_emb(torch.zeros(1, 1, spec.hidden), torch.zeros((1, q), dtype=torch.long))
+    assert second.flops["total"] == mode.get_total_flops() - hidden - turns.get_total_flops()
+    assert second.flops["vision"] == 0 and second.timings["prefill"] > 0
+    assert first.trace is second.trace
+
+
+def test_an_answer_that_ended_is_not_ended_twice():
+    vlm = families.vlm("llava")
+    ids = Chat(vlm, PICTURE).ask(tiny.QUESTION, NEW).token_ids
+    vlm.model.generation_config.eos_token_id = 2
+    chat, fed = Chat(vlm, PICTURE), []
+    chat.ask(tiny.QUESTION, NEW)
+    assert vlm.next_turn("what is left ?")[0] == 2  # the template ends an answer by this
+    chat.work.said = [*ids[:-1], 2]
+    step = chat.work.step
+    chat.work.step = lambda prefilled, tokens: fed.append(tokens.tolist()) or step(prefilled, tokens)
+    chat.ask("what is left ?", 1)
+    assert fed[0] == vlm.next_turn("what is left ?")
+
+
+# -- loading ------------------------------------------------------------------------------------------------------
+def saved(vlm, folder):
+    vlm.model.save_pretrained(folder)
+    vlm.processor.image_processor.save_pretrained(folder)
+    words = copy.deepcopy(vlm.processor.tokenizer)
+    words.chat_template = families.TEMPLATE
+    words.save_pretrained(folder)
+    return folder
+
+
+def test_a_saved_model_answers_the_same(vlm, tmp_path):
+    loaded = load_vlm(saved(vlm, tmp_path), device_map="auto" if vlm.name != "llava" else None)
+    for method in ("full", "fastv"):
+        assert answer(loaded, method).token_ids == answer(vlm, method).token_ids
+
+
+def test_a_model_that_does_not_fit(tmp_path, monkeypatch):
+    vlm = families.vlm("smolvlm")
+    folder, size = saved(vlm, tmp_path), sum(p.numel() * 4 for p in vlm.model.parameters())
+    assert (
+        memory.weights(vlm.adapter, vlm.config, torch.float32)
+        == size
+        == 2 * memory.weights(vlm.adapter, vlm.config, torch.bfloat16)
+    )
+    assert memory.free(torch.device("cpu")) > size
+    monkeypatch.setattr(memory, "free", lambda device: size)
+    monkeypatch.setattr(type(vlm.adapter), "load", lambda *_, **__: pytest.fail("the weights were read"))
+    with pytest.raises(ValueError, match=r"needs 0.0 GB on cpu, which has 0.0 GB free.*device_map"):
+        load_vlm(folder)
+    with pytest.raises(ValueError, match="not both"):
+        load_vlm(folder, device="cpu", device_map="auto")
+
+
+def test_running_out_of_memory_while_loading(tmp_path, monkeypatch):
+    vlm = families.vlm("smolvlm")
+    folder = saved(vlm, tmp_path)
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(type(vlm.adapter), "load", fail)
+    with pytest.raises(ValueError, match=r"ran out of memory on cpu.*smaller model"):
+        load_vlm(folder)
+
+
+def test_the_catalogue_holds_families_that_run():
+    assert {entry.family for entry in CATALOG} == set(FAMILIES)
+    assert all(entry.revision is None or len(entry.revision) == 40 for entry in CATALOG)
+    assert pick(CATALOG[0].id) is CATALOG[0]
+    with pytest.raises(ValueError, match="does not offer 'someone/else'"):
+        pick("someone/else")
+
+
+def test_a_gated_repository(monkeypatch):
+    def gated(*_, **__):
+        raise GatedRepoError.__new__(GatedRepoError)  # made by the hub from its response
+
+    monkeypatch.setattr("vtc_demo.models.HfApi.model_info", gated)
+    with pytest.raises(ValueError, match="is gated: accept its terms"):
+        load_vlm("someone/gated")

@@ -23,10 +23,12 @@ _FUNCTIONS = {
     "load_rgb": "images",
     "run": "compare",
     "compare_events": "compare",
+    "Chat": "chat",
 }
 _MODULES = ("compare", "cost", "engine", "images", "measure", "methods", "models", "tokens", "world")
 __all__ = [
-    "compare", "compare_events", "cost", "list_methods", "load_rgb", "load_vlm", "measure", "methods", "run", "world",
+    "Chat", "compare", "compare_events", "cost", "list_methods", "load_rgb", "load_vlm", "measure", "methods", "run",
+    "world",
 ]  # fmt: skip
 
 

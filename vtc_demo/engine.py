@@ -111,12 +111,17 @@ def stream(
     that act neither on the image nor inside the tower. Raises ValueError for bad input and for a method that the model
     or the image does not suit.
     """
-    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
-        raise ValueError(f"max_new_tokens={max_new_tokens} must be between 1 and {MAX_NEW_TOKENS}")
+    check_length(max_new_tokens)
     images = pictures(image)
-    question = vlm.check_question(question)
     work = Pass(vlm, method, seed, budget)
-    watch = work.watch
+    yield from first_turn(work, images, vlm.check_question(question), max_new_tokens, ignore_eos, key)
+
+
+def first_turn(
+    work: Pass, images: list[Image.Image], question: str, max_new_tokens: int, ignore_eos: bool, key: str | None = None
+) -> Iterator[Event]:
+    """The events of `stream`."""
+    vlm, watch = work.vlm, work.watch
     yield from watch.pause(Event("stage", "preprocess"))
     encoded = work.recall(key := key or picture_key(images))
     shared = encoded is not None
@@ -140,18 +145,27 @@ def stream(
     yield from watch.pause(Event("stage", "prefill"))
     watch.enter("prefill")
     prefilled = work.prefill(prompt, visual)
-    token = prefilled.token
+    ids = yield from decode(work, prefilled, prefilled.token, max_new_tokens, ignore_eos)
+    yield Event("run", work.result(encoded, prefilled, ids, shared))
+
+
+def decode(
+    work: Pass, prefilled: Prefilled, token: Tensor, max_new_tokens: int, ignore_eos: bool = False
+) -> Iterator[Event]:
+    """One event per token from `token` [1] on, then (as the generator's value) the ids of the answer."""
+    vlm, watch = work.vlm, work.watch
     ids = token.tolist()
-    yield from watch.pause(Event("token", _text(vlm, ids)))
+    yield from watch.pause(Event("token", answer_text(vlm, ids)))
 
     yield from watch.pause(Event("stage", "decode"))
     while len(ids) < max_new_tokens and (ignore_eos or ids[-1] not in vlm.eos_ids):
         watch.enter("decode")
-        token = work.step(prefilled, token, len(ids) - 1)
+        token = work.step(prefilled, token)
         ids += token.tolist()  # the one wait for the device in a step
-        yield from watch.pause(Event("token", _text(vlm, ids)))
+        yield from watch.pause(Event("token", answer_text(vlm, ids)))
     watch.enter(None)
-    yield Event("run", work.result(encoded, prefilled, ids, shared))
+    work.prefilled, work.said = prefilled, ids
+    return ids
 
 
 @torch.inference_mode()
@@ -165,10 +179,16 @@ def warm_up(vlm: VLM) -> None:
     placeholder = vlm.config.image_token_id
     prompt = Prompt.build([0] * 8 + [placeholder] + [0] * 8, placeholder, inputs.layout, vlm.device)
     prefilled = work.prefill(prompt, work.project(work.encode(inputs)))
-    work.step(prefilled, prefilled.token, 0)
+    work.step(prefilled, prefilled.token)
 
 
-def _text(vlm: VLM, ids: list[int]) -> str:
+def check_length(max_new_tokens: int) -> int:
+    if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
+        raise ValueError(f"max_new_tokens={max_new_tokens} must be between 1 and {MAX_NEW_TOKENS}")
+    return max_new_tokens
+
+
+def answer_text(vlm: VLM, ids: list[int]) -> str:
     return vlm.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
@@ -182,6 +202,7 @@ class Prefilled:
     text_tokens: int
     fed: list[int]  # visual tokens through each layer's MLP
     cached: list[int]  # visual tokens in each layer's cache
+    done: int = 0  # tokens fed after the prompt
 
 
 class Pass:
@@ -197,6 +218,8 @@ class Pass:
             self._check_site(site)
         self.side = self._check_side(method.image_side(self.shape))
         self.watch = Stopwatch(vlm.device)
+        self.prefilled: Prefilled | None = None  # once there is an answer: its cache, to go on from
+        self.said: list[int] = []  # and its ids
         self.entry: Tensor | None = None  # tokens at the projector for which those stand that entered the LLM
         self.projected = 0  # tokens through the projector
         self.overhead = 0  # FLOPs of the method
@@ -499,16 +522,22 @@ class Pass:
             kept = torch.cat([others, at[stays]]).sort().values
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 
-    def step(self, prefilled: Prefilled, token: Tensor, done: int) -> Tensor:
-        """Feed one token [1] back; `done` tokens were fed back before. Returns the next one, [1]."""
-        lm, cache = self.adapter.decoder(self.model), prefilled.cache
-        h = lm.embed_tokens(token[None])  # [1, 1, D]
-        shape = (1, 1) if self.adapter.axes == 1 else (self.adapter.axes, 1, 1)
-        ropes = {p: lm.rotary_emb(h, torch.full(shape, p + done, device=h.device)) for p in set(prefilled.positions)}
-        for layer, position in zip(lm.layers, prefilled.positions):
+    def step(self, prefilled: Prefilled, tokens: Tensor) -> Tensor:
+        """Feed tokens [q] after all others: one of the answer, or a further turn. Returns the next one, [1]."""
+        lm, cache, q = self.adapter.decoder(self.model), prefilled.cache, len(tokens)
+        h = lm.embed_tokens(tokens[None])  # [1, q, D]
+        ahead = torch.arange(q, device=h.device)[None] + prefilled.done
+        ahead = ahead if self.adapter.axes == 1 else ahead.expand(self.adapter.axes, 1, q)
+        ropes = {p: lm.rotary_emb(h, ahead + p) for p in set(prefilled.positions)}
+        for layer, held, position in zip(lm.layers, cache.layers, prefilled.positions):
+            mask = None
+            if q > 1:  # without a mask, several tokens over a cache would each see all of them
+                past = held.keys.shape[-2]
+                mask = torch.ones(q, past + q, dtype=torch.bool, device=h.device).tril(past)[None, None]
             h = layer(
-                h, attention_mask=None, position_embeddings=ropes[position], past_key_values=cache, use_cache=True
+                h, attention_mask=mask, position_embeddings=ropes[position], past_key_values=cache, use_cache=True
             )
+        prefilled.done += q
         return self._next_token(lm, h)
 
     def _next_token(self, lm, h: Tensor) -> Tensor:
@@ -525,7 +554,7 @@ class Pass:
         layers = prefilled.cache.layers
         return Run(
             method=self.method,
-            answer=_text(self.vlm, ids),
+            answer=answer_text(self.vlm, ids),
             token_ids=ids,
             trace=self.trace,
             timings=timings_ms(seconds, len(ids) - 1),

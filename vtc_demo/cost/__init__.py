@@ -13,6 +13,7 @@ from .counts import (
     mlp_flops,
     rows_attention_flops,
     run_flops,
+    turn_flops,
 )
 from .memory import expected_speedup, kv_bytes, kv_bytes_per_layer, roofline, weight_bytes
 from .spec import SPECS, ModelSpec
@@ -33,5 +34,6 @@ __all__ = [
     "roofline",
     "rows_attention_flops",
     "run_flops",
+    "turn_flops",
     "weight_bytes",
 ]

@@ -93,6 +93,20 @@ def decode_flops(spec: ModelSpec, lengths: list[int], steps: int) -> int:
     return sum(linear + attention_flops(steps * n + causal_pairs(steps), spec.heads, spec.head_dim) for n in lengths)
 
 
+def turn_flops(spec: ModelSpec, lengths: list[int], fed: int, new_tokens: int) -> dict[str, int]:
+    """A further turn of a chat: `fed` prompt tokens over caches of `lengths` [layers] entries, then the answer.
+
+    The stages of `run_flops`; those that only the first turn has are 0.
+    """
+    pairs = [fed * n + causal_pairs(fed) for n in lengths]
+    out = dict.fromkeys(("vision", "projector", "compression"), 0) | {
+        "prefill": sum(decoder_linear_flops(spec, fed) + attention_flops(p, spec.heads, spec.head_dim) for p in pairs),
+        "lm_head": linear_flops(new_tokens, spec.hidden, spec.vocab),
+        "decode": decode_flops(spec, [n + fed for n in lengths], max(0, new_tokens - 1)),
+    }
+    return out | {"total": sum(out.values())}
+
+
 def run_flops(
     spec: ModelSpec,
     schedule,

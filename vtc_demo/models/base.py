@@ -20,6 +20,7 @@ from ..methods.base import ModelShape
 from .layout import Inputs, Layout, Prompt
 
 MAX_QUESTION = 400  # characters
+ANSWER = "ANSWER-GOES-HERE"  # stands in for an answer while the chat template is filled
 
 
 class Adapter(ABC):
@@ -112,10 +113,16 @@ class Adapter(ABC):
     def inputs(self, processor, config, images: list[Image.Image], side: int | None) -> Inputs:
         """Pictures as the tower takes them, float32; scaled to `side` if given."""
 
-    def prompt(self, processor, question: str, images: int = 1) -> str:
-        """The chat prompt around the image placeholders."""
-        content = [{"type": "image"}] * images + [{"type": "text", "text": question}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    def prompt(self, processor, question: str, images: int = 1, turns: tuple[tuple[str, str], ...] = ()) -> str:
+        """The chat prompt around the image placeholders; turns: (answer, next question) after the first question."""
+        messages = [said("user", question, images)]
+        for answer, further in turns:
+            messages += [said("assistant", answer), said("user", further)]
+        return processor.apply_chat_template(messages, add_generation_prompt=True)
+
+
+def said(role: str, text: str, images: int = 0) -> dict:
+    return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
 @dataclass(frozen=True)
@@ -229,6 +236,13 @@ class VLM:
         """Token ids of the chat prompt around its pictures."""
         text = self.adapter.prompt(self.processor, question, len(layout.pieces))
         return Prompt.build(self.tokenize(text), self.config.image_token_id, layout, self.device)
+
+    def next_turn(self, question: str) -> list[int]:
+        """Token ids from the end of an answer to the beginning of the next, with the question between them."""
+        text = self.adapter.prompt(self.processor, "?", 1, ((ANSWER, question),))
+        if ANSWER not in text:
+            raise ValueError(f"the chat template of {self.name} has no place for an earlier answer; ask anew")
+        return self.tokenizer(text.split(ANSWER)[-1], add_special_tokens=False)["input_ids"]
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a chat prompt, with the token of the beginning, if the model has one, exactly once."""

@@ -1,0 +1,57 @@
+"""Several questions about the same pictures, one after another."""
+
+from __future__ import annotations
+
+import torch
+
+from . import cost, methods
+from .engine import Pass, answer_text, check_length, decode, first_turn, pictures
+from .measure import Stopwatch, timings_ms
+from .models import VLM
+from .results import Run
+
+
+class Chat:
+    """A conversation. Later turns go on from the cache of the earlier ones: what the method dropped in the first turn,
+    for the first question, stays dropped.
+
+    image, method, seed, budget and hyper-parameters as in `vtc_demo.run`. Raises ValueError for bad input.
+    """
+
+    def __init__(self, vlm: VLM, image, method="full", *, seed: int = 0, budget: str = "global", **hyper):
+        self.images = pictures(image)
+        self.vlm, self.work = vlm, Pass(vlm, methods.resolve(method, **hyper), seed, budget)
+
+    def ask(self, question: str, max_new_tokens: int = 16) -> Run:
+        """The answer to the next question. Timings and FLOPs of a later turn are its own; nothing is reduced anew."""
+        question, length = self.vlm.check_question(question), check_length(max_new_tokens)
+        with torch.inference_mode():
+            if self.work.prefilled is None:
+                *_, last = first_turn(self.work, self.images, question, length, ignore_eos=False)
+                return last.data
+            return self._go_on(question, length)
+
+    def _go_on(self, question: str, length: int) -> Run:
+        work, vlm = self.work, self.vlm
+        work.watch = Stopwatch(vlm.device)
+        work.watch.enter("preprocess")
+        words, last = vlm.next_turn(question), work.said[-1]
+        words = words[1:] if last in vlm.eos_ids and words[:1] == [last] else words
+        tokens = torch.tensor([last, *words], device=vlm.device)  # the last of an answer was never fed
+        before = [layer.keys.shape[-2] for layer in work.prefilled.cache.layers]
+        work.watch.enter("prefill")
+        events = decode(work, work.prefilled, work.step(work.prefilled, tokens), length)
+        for _ in events:
+            pass
+        layers, ids = work.prefilled.cache.layers, work.said
+        return Run(
+            method=work.method,
+            answer=answer_text(vlm, ids),
+            token_ids=ids,
+            trace=work.trace,
+            timings=timings_ms(work.watch.seconds, len(ids) - 1),
+            flops=cost.turn_flops(vlm.spec, before, len(tokens), len(ids)),
+            kv_bytes=sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values)),
+            kv_lengths=[layer.keys.shape[-2] for layer in layers],
+            vision_shared=True,
+        )
