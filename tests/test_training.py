@@ -178,6 +178,20 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
     assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
     assert str(out) in capsys.readouterr().out
+    again = [
+        "embedded",
+        "--folder",
+        str(tmp_path / "more"),
+        "--out",
+        str(tmp_path / "next"),
+        "--start",
+        str(out),
+        *scale,
+    ]
+    assert main([*again, "--batch", "1"]) == 0
+    assert (tmp_path / "more" / "log.jsonl").read_text().count("\n") == 1
+    with pytest.raises(ValueError, match="no model in"):
+        main([*again[:5], "--start", str(tmp_path / "absent")])
 
 
 def test_words_that_name_one_item_know_its_place(parts):

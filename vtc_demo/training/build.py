@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
     CLIPImageProcessorPil,
@@ -121,12 +123,15 @@ def build_model(processor: LlavaProcessor) -> LlavaForConditionalGeneration:
     return model
 
 
+def load(folder: Path) -> LlavaForConditionalGeneration:
+    """A saved model in float32, to go on training."""
+    if not (Path(folder) / "config.json").is_file():
+        raise ValueError(f"no model in {folder}: it holds no config.json")
+    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+
+
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write the shipped form: half-precision weights (half the size; computed in float32 on a CPU)."""
-    import copy
-
-    import torch
-
     half = copy.deepcopy(model).to(torch.float16)
     half.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -20,6 +20,7 @@ from .objectives import AnswerObjective, DenseObjective
 OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
 HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=8)
+FULL = dict(colour=1.5, object=0.75, size=0.75, counting=4, reading=2.5, background=0.5, existence=1, relation=4)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -37,8 +38,8 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
     return [
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
         Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
-        Stage("hard-168", n(1340), 16, 2e-3, partial(small, weights=HARD, first=4 * 10**7), warmup=20, cooldown=0.01),
-        Stage("mixed-336", n(900), 8, 1.5e-3, partial(full, weights=MIXED), cooldown=0.6),
+        Stage("hard-168", n(1250), 16, 2e-3, partial(small, weights=HARD, first=4 * 10**7), warmup=20, cooldown=0.01),
+        Stage("full-336", n(750), 8, 1.2e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
     ]
 
 
@@ -50,18 +51,29 @@ def packed(start: int, length: int, window: int, tokenizer, weights, first: int 
     return PackedQuestions(first + start, length, window, tokenizer, weights=weights, text=text)
 
 
-def train_embedded(folder: Path, out: Path, scale: float = 1.0, workers: int = 1, batch: int | None = None) -> Path:
-    """Train (or go on training) in `folder`; write the model to `out` in transformers format. Returns `out`."""
+def train_embedded(
+    folder: Path,
+    out: Path,
+    scale: float = 1.0,
+    workers: int = 1,
+    batch: int | None = None,
+    start: Path | None = None,
+) -> Path:
+    """Train (or go on training) in `folder`; write the model to `out` in transformers format. Returns `out`.
+
+    scale multiplies every stage's steps; batch replaces their batch sizes. start: a saved model to go on from; then
+    only the last stage is run.
+    """
     torch.manual_seed(0)
     processor = build.build_processor()
-    model = build.build_model(processor)
+    model = build.build_model(processor) if start is None else build.load(start)
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
-    objective = DenseObjective(model.model.vision_tower, mean, std)
-    for stage in tower_stages(scale):
-        run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
-    prefix = processor.tokenizer.encode("user:")
-    objective = AnswerObjective(model, mean, std, prefix)
-    for stage in answer_stages(processor.tokenizer, scale):
-        run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
+    tower = DenseObjective(model.model.vision_tower, mean, std)
+    for stage in tower_stages(scale) if start is None else []:
+        run_stage(replace(stage, batch=batch or stage.batch), tower, folder, workers)
+    answers = AnswerObjective(model, mean, std, processor.tokenizer.encode("user:"))  # freezes the tower
+    stages = answer_stages(processor.tokenizer, scale)
+    for stage in stages if start is None else stages[-1:]:
+        run_stage(replace(stage, batch=batch or stage.batch), answers, folder, workers)
     build.save(model.eval().cpu(), processor, out)
     return out
