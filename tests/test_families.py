@@ -460,3 +460,13 @@ def test_a_gated_repository(monkeypatch):
     monkeypatch.setattr("vtc_demo.models.HfApi.model_info", gated)
     with pytest.raises(ValueError, match="is gated: accept its terms"):
         load_vlm("someone/gated")
+
+
+def test_parts_left_aside_are_refused(tmp_path):
+    vlm = families.vlm("smolvlm")
+    folder = saved(vlm, tmp_path)
+    tail = {f"model.text_model.layers.{i}": "disk" if i else "cpu" for i in range(4)}
+    names = ("model.vision_model", "model.connector", "model.text_model.embed_tokens", "model.text_model.norm")
+    rest = dict.fromkeys([*names, "model.text_model.rotary_emb", "lm_head"], "cpu")
+    with pytest.raises(ValueError, match=r"accelerate left parts of it aside"):
+        load_vlm(folder, device_map=rest | tail)

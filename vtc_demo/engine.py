@@ -441,6 +441,7 @@ class Pass:
         """
         lm = self.adapter.decoder(self.model)
         visual, stand, deep = projected
+        stand = stand.to(prompt.ids.device)
         h, ids, at, others, length = self.assemble(lm, prompt, visual, stand)
         n, text = len(stand), len(others)
         self.tokens0, self.entry = n, stand
@@ -454,7 +455,7 @@ class Pass:
                 "extra": 0,
                 "sequence": h[0],
                 "visual": at,
-                "text": others[prompt.text],
+                "text": others[prompt.text.to(others.device)],
                 "after": prompt.after,
             } | probes
 
@@ -478,10 +479,13 @@ class Pass:
             place = torch.empty_like(order)
             place[order] = torch.arange(len(order), device=order.device)
             others, at = place[: len(others)], place[len(others) :]
-            alive, deep = alive[reduction.anchor], [reduction.apply(d) for d in deep]
+            alive, deep = alive[reduction.anchor], [reduction.apply(d.to(h.device)) for d in deep]
             return h
 
         for k, layer in enumerate(lm.layers):
+            if (where := next(layer.parameters()).device) != h.device:  # a device_map: go where the layer is
+                h, at, others, alive, stand = (x.to(where) for x in (h, at, others, alive, stand))
+                rope, contiguous = (tuple(part.to(where) for part in turns) for turns in (rope, contiguous))
             inside = self.method.inside and Site("llm_layer", k) in self.sites
             if Site("llm_layer", k) in self.sites and not inside:
                 h = reduce(h, k, previous=previous, next=DecoderProbe(layer, h[0], _first(rope)))
@@ -518,7 +522,8 @@ class Pass:
         trim = self.method.trim_from(self.shape)
         for k, (layer, (tokens, at, others)) in enumerate(zip(cache.layers, held)):
             trimmed = trim is not None and k >= trim
-            stays = torch.isin(tokens, alive[reduction.anchor]) if trimmed else ~torch.isin(tokens, gone)
+            left = torch.isin(tokens, (alive[reduction.anchor] if trimmed else gone).to(tokens.device))
+            stays = left if trimmed else ~left
             kept = torch.cat([others, at[stays]]).sort().values
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
 

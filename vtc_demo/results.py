@@ -34,7 +34,10 @@ class Run:
         return self.trace.schedule[-1] if self.trace else 0
 
     def to_dict(self) -> dict:
-        """JSON-ready. tokens0: patches of the whole image, the base of every ratio."""
+        """JSON-ready. tokens0: patches of the whole image, the base of every ratio.
+
+        cells: where several views are drawn on one grid, the places that hold a patch; the others are blank. None: all.
+        """
         trace = self.trace
         return {
             "method": self.method.spec(),
@@ -49,6 +52,7 @@ class Run:
             "kv_bytes": self.kv_bytes,
             "kv_lengths": self.kv_lengths,
             "grid": list(trace.grid) if trace else [],
+            "cells": trace.cells.tolist() if trace and trace.cells is not None else None,
             "sites": [self._site(step) for step in trace.steps] if trace else [],
             "vision_shared": self.vision_shared,
             "error": self.error,

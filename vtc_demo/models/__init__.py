@@ -77,6 +77,8 @@ def load_vlm(
         raise
     except FAILURES as error:
         raise ValueError(_cannot(name, error)) from error
+    if any(p.is_meta for p in model.parameters()):
+        raise ValueError(f"{name} does not fit on the devices: accelerate left parts of it aside. {memory.WAYS_OUT}")
     if info["missing_keys"]:
         raise ValueError(f"cannot run {name}: weights are missing, among them {min(info['missing_keys'])}")
     return VLM(model, processor, adapter, str(name))
