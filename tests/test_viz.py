@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vtc_demo import methods, viz
-from vtc_demo.ui import cards, compare, summary
+from vtc_demo.ui import cards, compare, controls, summary
 
 ROWS, COLUMNS = 4, 6
 
@@ -37,7 +37,7 @@ def run(title="FastV", name="fastv", sites=(), schedule=(24, 24, 24), answer="40
                        "ttft": ttft, "decode": 20.0, "decode_per_token": 5.0, "total": ttft + 20},
         "flops": {"vision": 1000, "prefill": flops - 1500, "decode": 500, "total": flops},
         "kv_bytes": 2048,
-        "kv_lengths": [30, 30, 30],
+        "kv_lengths": [n + 6 for n in schedule],
         "grid": [ROWS, COLUMNS],
         "sites": list(sites),
         "vision_shared": False,
@@ -105,6 +105,28 @@ def test_mask_draws_every_patch_once_per_site(reduced):
     assert data["sites"][1]["status"] == "21" + "2" * 10 + "0" * 12
 
 
+def test_a_trimmed_cache_shows_in_the_bars(reduced):
+    assert not viz.trims_cache(reduced) and "left in their caches" not in viz.layer_bars(reduced)
+    reduced["kv_lengths"] = [17, 17, 17]  # 11 visual tokens and 6 of text: layer 0 gave up 12 of its 23
+    assert viz.cached(reduced) == [11, 11, 11]
+    assert "23 tokens enter, 11 in its cache" in viz.layer_bars(reduced)
+    card = cards.card(reduced, "data:,", full=run("Full", "full"))
+    assert "left the cache" in card and "layer 0: 17 entries, 683 B" in card
+
+
+def test_the_settings_show_where_a_method_comes_from():
+    card = methods.get("mustdrop").card
+    facts = controls.entry(card, methods.parameters("mustdrop"))["facts"]
+    assert ("arXiv 2411.10803", "https://arxiv.org/abs/2411.10803") in facts["links"]
+    assert ("liuting20/MustDrop", "https://github.com/liuting20/MustDrop") in facts["links"]
+    assert facts["reported"] == card.reported and facts["deviations"] == card.deviations
+
+
+@pytest.mark.parametrize("value, text", [(4.708e9, "4.71 G"), (2.4e9, "2.40 G"), (729_000, "729 k"), (12, "12")])
+def test_quantity_has_three_digits(value, text):
+    assert viz.quantity(value) == text
+
+
 def test_evidence_share_reads_the_last_site_on_any_grid(reduced):
     evidence = np.zeros((ROWS, COLUMNS), bool)
     evidence[1:3, 0] = True  # one patch above the cut, one below
@@ -148,7 +170,14 @@ def test_the_sentence_follows_the_results(reduced):
     what, time = summary.sentence([full, reduced, worse], {}, "407")
     plain = re.sub("<.*?>", "", what)
     assert plain == "At 11 of 24 tokens, FastV still answers right; Random does not."
-    assert "1.7×" in time
+    assert "1.7× as fast" in time
+    assert "FastV and Random still answer right." in re.sub(
+        "<.*?>", "", summary.sentence([full, reduced, worse | {"answer": "407"}], {}, "407")[0]
+    )
+    both = [full, reduced | {"answer": "1"}, worse]
+    assert "FastV and Random answer wrong; the full model is right." in re.sub(
+        "<.*?>", "", summary.sentence(both, {}, "407")[0]
+    )
     plain = re.sub("<.*?>", "", summary.sentence([full, reduced, worse], {}, "9")[0])
     assert "FastV and Random answer wrong" in plain and "full model itself is wrong" in plain
     assert "as the full model does" in summary.sentence([full, reduced], {}, None)[0]
@@ -178,7 +207,7 @@ def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
         yield "stage", 0, {"stage": "vision"}
         raise RuntimeError("secret detail")
 
-    tab = compare.Compare(stream, 576, embedded=True)
+    tab = compare.Compare(stream, 576, small_world=True)
     heads = [{"method": "random", "own": False, "tokens": 64, "params": {}, "on": on} for on in (True, False, False)]
     *_, last = tab.answer(compare.Source.of(0), "How many objects are there?", {"tokens": 64}, *heads)
     assert "Try again" in last[0] and "secret" not in "".join(map(str, last))

@@ -89,6 +89,11 @@ def outline(where: np.ndarray) -> str:
     return "".join(path)
 
 
+def trims_cache(run: dict) -> bool:
+    """Whether a layer's cache holds fewer visual tokens at the end than entered the layer."""
+    return cached(run) != run["schedule"]
+
+
 def site_label(site: str) -> str:
     """ "llm_layer(2)" -> "LLM layer 2"."""
     names = {
@@ -160,6 +165,7 @@ def _fates(site: dict) -> dict:
     merged = [i for i, s in enumerate(site["status"]) if s == MERGED]
     return {
         "label": site_label(site["site"]),
+        "counts": counts(site["counts"]),
         "status": "".join(map(str, site["status"])),
         "merged": {i: [site["home"][i], site["weight"][i]] for i in merged},
     }
@@ -176,8 +182,12 @@ def _evidence(evidence: np.ndarray | None, rows: int, columns: int) -> str:
 def _counts(run: dict) -> str:
     if not run["sites"]:
         return "every patch is kept"
-    n = run["sites"][-1]["counts"]
-    return f"{n['kept']} patches kept, {n['merged']} merged, {n['dropped']} dropped at the end of the pass"
+    return f"patches at the end of the pass: {counts(run['sites'][-1]['counts'])}"
+
+
+def counts(n: dict[str, int]) -> str:
+    """ "64 kept · 512 dropped"; what there is none of is left out."""
+    return " · ".join(f"{n[fate]} {fate}" for fate in ("kept", "merged", "dropped") if n[fate])
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
@@ -221,21 +231,37 @@ def verdict(run: dict, truth: str | None, full: dict | None) -> tuple[str, str]:
 
 
 def quantity(value: float, unit: str = "") -> str:
-    """1310000000 -> "1.31 G"."""
+    """1310000000 -> "1.31 G", 2400000 -> "2.40 M": three digits."""
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
-            return f"{value / factor:.3g} {prefix}{unit}"
+            return f"{_three(value / factor)} {prefix}{unit}"
     return f"{value:.3g} {unit}".strip()
 
 
+def _three(value: float) -> str:
+    return f"{value:.{max(0, 2 - int(np.log10(value)))}f}"
+
+
+def cached(run: dict) -> list[int]:
+    """Visual tokens left in each layer's cache at the end. The text beside them is the same in all layers."""
+    text = run["kv_lengths"][-1] - run["schedule"][-1]  # nothing leaves the last layer's cache after its pass
+    return [length - text for length in run["kv_lengths"]]
+
+
 def layer_bars(run: dict) -> str:
-    """Visual tokens entering each LLM layer, as bars on the scale of all patches."""
-    schedule, top = run["schedule"], max(run["tokens0"], *run["schedule"], 1)
+    """Visual tokens entering each LLM layer, as bars on the scale of all patches.
+
+    Where a method trims the cache, the part of a bar that left it again is paler.
+    """
+    schedule, left, top = run["schedule"], cached(run), max(run["tokens0"], *run["schedule"], 1)
     bars = "".join(
-        f'<span data-layer="{k}" style="height:{max(100 * n / top, 3):.1f}%" title="LLM layer {k}: {n} tokens"></span>'
-        for k, n in enumerate(schedule)
+        f'<span data-layer="{k}" style="height:{max(100 * n / top, 3):.1f}%;--left:{100 * kept / max(n, 1):.0f}%" '
+        f'title="LLM layer {k}: {n} tokens enter, {kept} in its cache at the end"></span>'
+        for k, (n, kept) in enumerate(zip(schedule, left, strict=True))
     )
     label = f"visual tokens entering LLM layers 0 to {len(schedule) - 1}: {', '.join(map(str, schedule))}"
+    if left != schedule:
+        label += f"; left in their caches at the end: {', '.join(map(str, left))}"
     return (
         f'<div class="vtc-bars" role="img" aria-label="{label}">{bars}</div>'
         f'<div class="vtc-axis"><span>layer 0</span><span>{len(schedule) - 1}</span></div>'

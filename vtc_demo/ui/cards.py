@@ -40,11 +40,22 @@ def card(
 {_player(run)}
 {banner(state, run["answer"], remark)}
 <dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
-<p class="vtc-caption">tokens entering each layer</p>{viz.layer_bars(run)}
+<p class="vtc-caption">tokens entering each layer{_trimmed(run)}</p>{viz.layer_bars(run)}
 <p class="vtc-caption">time <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
 {viz.stage_bar(run, max(longest, busy))}
 <p class="vtc-foot"><span>FLOPs <b>{viz.quantity(run["flops"]["total"])}</b></span>
-<span>KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
+<span title="{_cache(run)}">KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
+
+
+def _trimmed(run: dict) -> str:
+    return '<span class="trimmed">left the cache</span>' if viz.trims_cache(run) else ""
+
+
+def _cache(run: dict) -> str:
+    """Bytes of the cache by layer: every layer has entries of one size."""
+    lengths = run["kv_lengths"]
+    one = run["kv_bytes"] / max(sum(lengths), 1)
+    return "; ".join(f"layer {k}: {n} entries, {viz.quantity(n * one, 'B')}" for k, n in enumerate(lengths))
 
 
 def _player(run: dict) -> str:
@@ -55,6 +66,7 @@ def _player(run: dict) -> str:
         f'<input type="range" class="vtc-site" min="0" max="{last}" step="1" value="{last}" '
         f'aria-label="Place in the pass" aria-valuetext="{escape(frames[-1]["label"])}">'
         f"<output>{escape(frames[-1]['label'])}</output></div>"
+        f'<p class="vtc-counts">{viz.counts(run["sites"][-1]["counts"]) if run["sites"] else "every patch kept"}</p>'
     )
 
 
@@ -73,10 +85,9 @@ def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
     uneven = len(set(run["schedule"])) > 1
     tokens = (f"{run['visual_tokens']}<small>/{run['tokens0']}</small>", f"average {average:.0f}" if uneven else "")
     boxes = [_figure("tokens", *tokens, "visual tokens at the last LLM layer; average over the layers")]
-    if full is None:
-        boxes.append(
-            _figure("first token", f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "", "time to first token")
-        )
+    if full is None or full is run:
+        ms, note = f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "the reference" if full is run else ""
+        boxes.append(_figure("first token", ms, note, "time to first token, measured in one pass"))
     else:
         gain, expected = viz.speedup(run, full)
         note = "time to first token: the full model's over this one's, measured in one pass; expected from FLOPs"

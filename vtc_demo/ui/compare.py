@@ -14,7 +14,7 @@ from .. import methods, viz, world
 from ..images import load_rgb
 from . import cards, controls, serve
 
-SCENES = (0, 1, 2, 3, 4)
+SCENES = (12, 5, 27, 32, 22)  # the first is shown first
 QUESTION_KIND = "reading"  # asked of a scene first: what compression costs shows most in reading
 COLUMNS = ("fastervlm", "fastv", "random")
 TOKENS = 64
@@ -44,8 +44,8 @@ class Source:
         """Questions to click on; the first is asked when the picture is chosen."""
         if self.scene is None:
             return ["How many objects are there?", "What number is written?", "Is there a red circle?"]
-        found = sorted(self.scene.questions, key=lambda q: q.kind != QUESTION_KIND)
-        return [q.text for q in found][:7]
+        first = {q.kind: q.text for q in reversed(self.scene.questions)}  # one of each kind
+        return [first.pop(QUESTION_KIND), *first.values()] if QUESTION_KIND in first else list(first.values())
 
 
 class Board:

@@ -13,9 +13,16 @@ from itertools import groupby
 
 import gradio as gr
 
-from .. import viz
-
 BUDGETS = (32, 64, 128, 192, 288)  # visual tokens; 64, 128 and 192 are those of the papers' tables
+
+PLACES = {
+    "input_image": "input",
+    "vision_layer": "encoder",
+    "projector": "projector",
+    "llm_input": "LLM input",
+    "llm_layer": "LLM",
+    "kv_cache": "cache",
+}
 
 
 def control(name: str, value, markup: str, **props) -> gr.HTML:
@@ -92,7 +99,8 @@ def _options(cards: list, chosen: str) -> str:
     out = []
     for family, group in groupby(ordered, key=lambda c: c.family):
         options = "".join(
-            f'<option value="{escape(c.name)}"{" selected" if c.name == chosen else ""}>{escape(c.title)}</option>'
+            f'<option value="{escape(c.name)}" data-about="{escape(c.summary)}" title="{escape(c.summary)}"'
+            f"{' selected' if c.name == chosen else ''}>{escape(c.title)}</option>"
             for c in group
         )
         out.append(f'<optgroup label="{escape(family[:1].upper() + family[1:])}">{options}</optgroup>')
@@ -103,9 +111,26 @@ def entry(card, parameters: list[dict]) -> dict:
     """What the script needs of one method."""
     return {
         "title": card.title,
-        "kind": " · ".join([card.family.removeprefix("pruning by "), *(viz.site_label(s) for s in card.sites)]),
+        "kind": " · ".join([card.family.removeprefix("pruning by "), *(PLACES.get(s, s) for s in card.sites)]),
         "summary": card.summary,
-        "notes": [card.faithfulness, *([card.paper] if card.paper else [])],
+        "facts": _facts(card),
         "retention": any(p["name"] == "retention" for p in parameters),
         "parameters": [p for p in parameters if p["name"] != "retention"],
+    }
+
+
+def _facts(card) -> dict:
+    """What the card says about its source, for the end of the settings. links: (text, address)."""
+    links = []
+    if card.paper and card.paper.startswith("arXiv "):
+        links.append((card.paper, f"https://arxiv.org/abs/{card.paper.removeprefix('arXiv ')}"))
+    if card.code:
+        links.append((card.code, f"https://github.com/{card.code}"))
+    return {
+        "faithfulness": card.faithfulness,
+        "source": "" if links else card.paper or "",
+        "links": links,
+        "finding": card.finding,
+        "reported": card.reported,
+        "deviations": card.deviations,
     }

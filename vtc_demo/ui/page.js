@@ -78,10 +78,20 @@
     const describe = () => {
       const method = props.catalogue[props.value.method];
       column.style.setProperty("--m", props.hues[props.value.method]);
-      element.querySelector(".kind").textContent = method.kind;
-      element.querySelector(".about").textContent = method.summary;
+      for (const [part, text] of [[".kind", method.kind], [".about", method.summary]]) {
+        element.querySelector(part).textContent = text;
+        element.querySelector(part).title = text;
+      }
       settings.replaceChildren(...(method.retention ? [own()] : []), ...method.parameters.map(parameter),
-        make("p", { class: "notes" }, method.notes.join(" · ")));
+        facts(method.facts));
+    };
+    const facts = (f) => {
+      const said = (name, text) => (text ? [make("p", {}, make("b", {}, `${name}: `), text)] : []);
+      const links = f.links.flatMap(([text, href]) => [" · ", make("a", { href, target: "_blank", rel: "noopener noreferrer" }, text)]);
+      const list = make("ul", {}, ...f.deviations.map((text) => make("li", {}, text)));
+      const apart = make("details", {}, make("summary", {}, `Where it differs (${f.deviations.length})`), list);
+      return make("div", { class: "facts" }, make("p", {}, make("b", {}, f.faithfulness), f.source && ` · ${f.source}`, ...links),
+        ...said("The paper reports", f.reported), ...said("Found here", f.finding), ...(f.deviations.length ? [apart] : []));
     };
     const own = () => {
       const box = make("input", { type: "checkbox" });
@@ -113,7 +123,7 @@
         return make("div", { class: "param" }, label);
       }
       const whole = Number.isInteger(p.default) && (p.step == null || Number.isInteger(p.step));
-      const bounded = p.low != null && p.high != null;
+      const bounded = p.low != null && p.high != null && (p.high - p.low) / (p.step ?? 0.01) <= 1000; // else a slider is too coarse
       const field = make("input", { type: typeof p.default === "string" ? "text" : bounded ? "range" : "number", min: p.low, max: p.high,
         step: p.step ?? (whole ? 1 : "any"), value: now });
       const out = make("output");
@@ -154,6 +164,7 @@
     fill(range);
     range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
     body.querySelector(".vtc-player output").textContent = frame.caption = `${frame.label} · ${frame.tokens}`;
+    body.querySelector(".vtc-counts").textContent = frame.mask == null ? "every patch kept" : read(svg).sites[frame.mask].counts;
     for (const layer of svg.querySelectorAll(".vtc-layer")) layer.classList.toggle("on", Number(layer.dataset.site) === frame.mask);
     for (const bar of body.querySelectorAll(".vtc-bars span")) bar.classList.toggle("on", Number(bar.dataset.layer) === frame.layer);
     leave(body);
