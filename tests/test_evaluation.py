@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vtc_demo import evaluation, methods, models, world
-from vtc_demo.evaluation.accuracy import evaluate, held_out, markdown, wilson
+from vtc_demo.evaluation.accuracy import evaluate, held_out, label, markdown, wilson
 from vtc_demo.training import build
 
 
@@ -53,6 +53,12 @@ def test_record_counts_right_answers(folder, monkeypatch):
     monkeypatch.setattr(engine, "run", oracle)
     full, random = evaluate(vlm, chosen, 8, progress=False)["rows"]
     assert full["all"]["accuracy"] == 1.0 and random["all"]["accuracy"] == 0.0
+
+
+def test_labels_tell_settings_apart():
+    rows = [{"title": "FastV", "method": methods.resolve(m).spec()} for m in ("fastv", {"method": "fastv", "layer": 3})]
+    assert [label(row) for row in rows] == ["FastV (25 %)", "FastV (25 %, layer=3)"]
+    assert label({"title": "Full model", "method": methods.resolve("full").spec()}) == "Full model"
 
 
 def test_command_writes_record_and_table(folder, tmp_path, capsys):

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from .. import engine, measure, world
+from ..methods import resolve
 from ..methods.base import Method
 from ..models import VLM
 
@@ -89,15 +90,25 @@ def _share(hits: list[bool]) -> dict:
     }
 
 
+def label(row: dict) -> str:
+    """Title, retention and the hyper-parameters that differ from their defaults."""
+    spec = dict(row["method"])
+    plain = resolve(spec.pop("method")).spec()
+    share = spec.pop("retention")
+    changed = [f"{name}={value}" for name, value in spec.items() if value != plain[name]]
+    if share < 1:
+        changed.insert(0, f"{100 * share:.3g} %")
+    return row["title"] + (f" ({', '.join(changed)})" if changed else "")
+
+
 def markdown(record: dict) -> str:
     """One row per method, one column per kind, percent right; the interval is that of all questions."""
     kinds = list(record["rows"][0]["kinds"])
     head = ["method", "tokens", "all (95 % CI)", *kinds]
     lines = [" | ".join(head), " | ".join(["---"] * len(head))]
     for row in record["rows"]:
-        total, retention = row["all"], row["method"].get("retention", 1.0)
-        name = row["title"] if row["method"]["method"] == "full" else f"{row['title']} @ {retention:g}"
-        cells = [name, f"{row['equivalent_tokens']:g}"]
+        total = row["all"]
+        cells = [label(row), f"{row['equivalent_tokens']:g}"]
         cells += [f"{100 * total['accuracy']:.1f} ({100 * total['low']:.1f}-{100 * total['high']:.1f})"]
         cells += [f"{100 * row['kinds'][kind]['accuracy']:.1f}" for kind in kinds]
         lines.append(" | ".join(cells))

@@ -93,6 +93,7 @@ class AnswerObjective(nn.Module):
         self.projector, self.decoder = model.model.multi_modal_projector, model.model.language_model
         self.tower, self.lm_head = model.model.vision_tower.requires_grad_(False), model.lm_head
         self.mean, self.std, self.prefix = mean, std, prefix
+        self.hint = 0.25  # weight of each place's loss
         width = self.decoder.config.hidden_size
         self.places = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column")})
         self.pairs = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column", "row2", "column2")})
@@ -111,7 +112,7 @@ class AnswerObjective(nn.Module):
                 known = where & (batch[name] != IGNORE)
                 if known.any():
                     guess = head(states[known])
-                    loss = loss + 0.25 * F.cross_entropy(guess, batch[name][known])
+                    loss = loss + self.hint * F.cross_entropy(guess, batch[name][known])
                     near = (guess.argmax(-1) - batch[name][known]).abs() <= 1
                     scores[f"{name} of {'pair' if heads is self.pairs else 'word'}"] = near.float()
         return loss, scores

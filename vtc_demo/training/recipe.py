@@ -20,7 +20,7 @@ from .objectives import AnswerObjective, DenseObjective
 OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
 HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=8)
-FULL = dict(colour=1.5, object=0.75, size=0.75, counting=4, reading=2.5, background=0.5, existence=1, relation=4)
+FULL = dict(colour=1, object=0.75, size=1, counting=5, reading=1.5, background=0.5, existence=2.5, relation=1.5)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -39,7 +39,7 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
         Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
         Stage("hard-168", n(1250), 16, 2e-3, partial(small, weights=HARD, first=4 * 10**7), warmup=20, cooldown=0.01),
-        Stage("full-336", n(750), 8, 1.2e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
+        Stage("full-336", n(530), 8, 1.2e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
     ]
 
 
@@ -74,6 +74,7 @@ def train_embedded(
     answers = AnswerObjective(model, mean, std, processor.tokenizer.encode("user:"))  # freezes the tower
     stages = answer_stages(processor.tokenizer, scale)
     for stage in stages if start is None else stages[-1:]:
+        answers.hint = 0.25 if stage.name.endswith("168") else 0.03  # on full pictures the answers lead
         run_stage(replace(stage, batch=batch or stage.batch), answers, folder, workers)
     build.save(model.eval().cpu(), processor, out)
     return out
