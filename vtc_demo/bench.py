@@ -65,6 +65,8 @@ class Bench:
     def generate(self) -> tuple[Times, list[int]]:
         """The same work by `model.generate`, greedy: its times and the answer's ids. Run it inside `without_eos`."""
         vlm, clock, start = self.vlm, TokenClock(), time.perf_counter()
+        if not callable(vlm.processor):
+            raise ValueError(f"the benchmark needs the family's own processor, which {vlm.name} runs without; use a LLaVA")
         prompt = vlm.adapter.prompt(vlm.processor, self.question)
         bos = vlm.tokenizer.bos_token
         special = not (bos and prompt.startswith(bos))
