@@ -66,7 +66,7 @@ class Bench:
         """The same work by `model.generate`, greedy: its times and the answer's ids. Run it inside `without_eos`."""
         vlm, clock, start = self.vlm, TokenClock(), time.perf_counter()
         if not callable(vlm.processor):
-            raise ValueError(f"the benchmark needs the family's own processor, which {vlm.name} runs without; use a LLaVA")
+            raise ValueError(f"{vlm.name} runs without its family's own processor, which generate needs; use a LLaVA")
         prompt = vlm.adapter.prompt(vlm.processor, self.question)
         bos = vlm.tokenizer.bos_token
         special = not (bos and prompt.startswith(bos))
