@@ -110,7 +110,7 @@ def test_background_is_darker_than_every_colour():
         for seed in range(5):
             image = Scene((), None, Background(pattern, seed / 5, seed)).image.convert("HSV")
             grey = np.asarray(Scene((), None, Background(pattern, seed / 5, seed)).image.convert("L"))
-            assert 36 <= grey.min() and grey.max() <= 120 and grey.std() > 2
+            assert grey.min() >= 36 and grey.max() <= 120 and grey.std() > 2
             assert np.asarray(image)[..., 1].mean() < 100  # of 255
 
 

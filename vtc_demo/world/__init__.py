@@ -1,8 +1,8 @@
 """Generated scenes with questions, answers and evidence patches.
 
-    scene = sample(seed=0)
-    scene.image                      # PIL RGB, 336 x 336
-    scene.questions[0].text          # also .answer, .kind, .evidence (bool [24, 24])
+scene = sample(seed=0)
+scene.image                      # PIL RGB, 336 x 336
+scene.questions[0].text          # also .answer, .kind, .evidence (bool [24, 24])
 """
 
 from .labels import dense_labels

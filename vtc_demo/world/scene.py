@@ -51,7 +51,7 @@ class Item:
 
     @property
     def size(self) -> str:
-        """"small" below 52 px, else "big"."""
+        """ "small" below 52 px, else "big"."""
         return "small" if self.size_px < BIG_FROM else "big"
 
     @property
