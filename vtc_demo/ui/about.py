@@ -24,13 +24,16 @@ the server started.
 ## How it is measured
 
 - **Time.** Preprocessing, vision tower, projector, the method's own work, prefill, then decoding. The time to the first
-  token is the sum up to the prefill. One pass per card after a warm-up, so a figure can move by a tenth from one
-  click to the next; where the vision pass is shared between cards its measured time counts on each.
+  token is the sum up to the prefill. A card shows **one pass** after a warm-up, not a mean: on an idle machine
+  figures move by a tenth or more from click to click, on a busy one they may double, and so may the speed-ups made of
+  them. Where the vision pass is shared between cards its one measured time counts on each. For medians of repeated
+  passes, the methods taking turns, run `python -m vtc_demo bench`.
 - **Expected.** The speed-up that the FLOPs alone would give. Measured figures fall short where time goes into memory
   traffic, launching kernels, or stages that the method does not touch.
 - **FLOPs.** Two per multiply-add, computed from the tokens that enter each layer; vision tower, projector, causal
   attention, gated MLP, LM head and the method's own work are included.
-- **KV cache.** The bytes that the cache holds when the answer is complete.
+- **KV cache.** The bytes that the cache holds when the answer is complete; point at the figure for each layer. Where a
+  method trims the cache after prefill, the paler part of a layer's bar is what left it again.
 
 ## Limits
 

@@ -72,7 +72,7 @@
   function head(element, props, pick) {
     const select = element.querySelector("select"), settings = element.querySelector(".settings");
     const column = element.closest(".vtc-col"), gear = element.querySelector(".gear");
-    const set = (change, tell = true) => { props.value = { ...props.value, ...change }; if (tell) pick({}); };
+    const set = (change, tell = true) => { props.value = { ...props.value, ...change }; if (tell) { column.classList.add("vtc-stale"); pick({}); } };
     const total = () => Number(document.querySelector(".vtc-budget input")?.max ?? 576);
 
     const describe = () => {
@@ -272,6 +272,7 @@
     const near = (node) => (node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement)?.closest(".vtc-result");
     for (const result of new Set(records.map((record) => near(record.target)))) {
       const svg = result?.querySelector(".vtc-mask"), body = svg?.closest(".vtc-body");
+      result?.closest(".vtc-col").classList.remove("vtc-stale");
       if (!svg) continue;
       const renewed = svg.vtc?.text !== svg.dataset.mask, index = renewed ? Number(body.querySelector(".vtc-site").max) : station(body);
       if (renewed || body.querySelector(".vtc-player output").textContent !== read(svg).frames[index]?.caption) {
