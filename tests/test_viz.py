@@ -122,6 +122,12 @@ def test_the_settings_show_where_a_method_comes_from():
     assert facts["reported"] == card.reported and facts["deviations"] == card.deviations
 
 
+def test_a_refusal_keeps_the_name_of_a_file_and_tells_the_reason_first():
+    assert compare._sentence(ValueError("huge.png is too large")) == "huge.png is too large."
+    html = cards.problem(compare._sentence(ValueError("no such word. It knows: a, b")))
+    assert '<p class="what">No such word.</p><p class="time">It knows: a, b.</p>' in html
+
+
 @pytest.mark.parametrize("value, text", [(4.708e9, "4.71 G"), (2.4e9, "2.40 G"), (729_000, "729 k"), (12, "12")])
 def test_quantity_has_three_digits(value, text):
     assert viz.quantity(value) == text

@@ -152,7 +152,10 @@ def waiting(question: str) -> str:
 
 def problem(message: str) -> str:
     """What went wrong with the request and what to do, in place of the sentence."""
-    return _strip(f'<p class="what vtc-problem" role="alert">{escape(message)}</p>')
+    first, _, rest = message.partition(". ")
+    more = f'<p class="time">{escape(rest)}</p>' if rest else ""
+    first += "." if rest else ""
+    return _strip(f'<div class="vtc-problem" role="alert"><p class="what">{escape(first)}</p>{more}</div>')
 
 
 def stopped() -> str:

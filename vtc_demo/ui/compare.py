@@ -250,4 +250,6 @@ def preview(source: Source, note: str = "") -> str:
 
 def _sentence(error: Exception) -> str:
     text = str(error)
-    return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
+    if "." not in text.split(" ")[0]:  # the name of a file stays as it is
+        text = text[:1].upper() + text[1:]
+    return text + ("" if text.endswith((".", "!", "?")) else ".")
