@@ -35,8 +35,10 @@ PALETTE = {
     "pruning by vision attention": ("#38bdf8", "#6f8dfb", "#22a7d0", "#7cb7ff"),
     "pruning by text attention": ("#a78bfa", "#d177f0", "#8f6df2", "#e39bf5"),
     "diversity/coverage": ("#2fc6b7", "#5fb8a5"),
+    "multi-stage": ("#e08bd0", "#c46fb4"),
+    "merging": ("#b7c94f", "#93a83e", "#d3e07f"),
 }
-OTHER = ("#e08bd0", "#b59df0", "#5fb3d6", "#d9a05b", "#8fa8c8", "#c9b458")
+OTHER = ("#b59df0", "#5fb3d6", "#d9a05b", "#8fa8c8", "#c9b458")
 
 
 def colours(cards: Iterable) -> dict[str, str]:

@@ -44,7 +44,7 @@ class FiCoCoL(Method):
     card: ClassVar[Card] = Card(
         name="ficoco-l",
         title="FiCoCo-L",
-        family="filter, correlate, compress",
+        family="merging",
         summary="Inside the language model, layer by layer, patches that the prompt does not need are folded into the "
         "few that they correlate with, directly or by way of the text.",
         sites=("llm_layer",),

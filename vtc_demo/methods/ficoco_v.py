@@ -41,7 +41,7 @@ class FiCoCoV(Method):
     card: ClassVar[Card] = Card(
         name="ficoco-v",
         title="FiCoCo-V",
-        family="filter, correlate, compress",
+        family="merging",
         summary="Inside the image encoder, layer by layer, patches much like the others are folded into the few that "
         "they correlate with.",
         sites=("vision_layer",),

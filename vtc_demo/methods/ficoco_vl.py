@@ -17,7 +17,7 @@ class FiCoCoVL(Method):
     card: ClassVar[Card] = Card(
         name="ficoco-vl",
         title="FiCoCo-VL",
-        family="filter, correlate, compress",
+        family="merging",
         summary="FiCoCo-V inside the image encoder, then FiCoCo-L inside the language model on the patches left.",
         sites=("vision_layer", "llm_layer"),
         faithfulness="from the paper",

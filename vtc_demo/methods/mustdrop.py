@@ -155,7 +155,7 @@ class MustDrop(Method):
     card: ClassVar[Card] = Card(
         name="mustdrop",
         title="MustDrop",
-        family="multi-stage dropping",
+        family="multi-stage",
         summary="Look-alike neighbours are averaged in the image encoder, patches that no word of the question looks "
         "at go in steps inside the language model, and what did not survive leaves the cache.",
         sites=("vision_layer", "projector", "llm_layer", "kv_cache"),
