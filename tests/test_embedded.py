@@ -53,7 +53,9 @@ def test_accuracy_is_the_recorded_one(vlm):
     assert fresh["low"] <= recorded["high"] and fresh["high"] >= recorded["low"], "the record is of another model"
 
 
-def test_readme_shows_the_record():
-    text = (ROOT / "README.md").read_text()
-    table = text.partition(BEGIN)[2].partition(END)[0].strip()
-    assert table == markdown(json.loads(RECORD.read_text())).strip()
+@pytest.mark.parametrize(
+    ("page", "record"), [("README.md", RECORD.name), ("docs/accuracy.md", "embedded_64_tokens.json")]
+)
+def test_pages_show_the_records(page, record):
+    table = (ROOT / page).read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    assert table == markdown(json.loads((RECORD.parent / record).read_text())).strip()

@@ -1,4 +1,4 @@
-"""The README's commands and code do what they say."""
+"""The commands and code of the README and of docs/ do what they say."""
 
 import json
 import os
@@ -12,7 +12,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FENCES = re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCES = [
+    fence
+    for page in PAGES
+    for fence in re.findall(r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+]
 COMMANDS = [
     part.strip()
     for language, body in FENCES
