@@ -40,7 +40,7 @@ class DenseObjective(nn.Module):
     """A linear head per label on the features that the projector will read, and a multi-label head on CLS.
 
     The place of a patch is asked for as two classes and as two numbers: with classes alone it was known (90 %) but lay
-    on no line (R^2 0.14), and a decoder that cannot average or compare places does not learn relations.
+    on no line (R^2 0.14). Numbers were added in the hope that a decoder can then compare places; not shown so far.
     """
 
     def __init__(self, tower: nn.Module, mean, std):
@@ -85,7 +85,7 @@ class AnswerObjective(nn.Module):
 
     Linear heads, thrown away after training, ask for places on the way: half-way through the decoder a word that names
     an item must know where that item stands; two layers later the end of a question about two items must know both
-    places. Without them relations stayed at chance: comparing pays only once both places have been looked up.
+    places. Added because relations stayed at chance; in the shipped model they still are (docs/training.md).
     """
 
     def __init__(self, model: nn.Module, mean, std, prefix: list[int]):
