@@ -40,7 +40,7 @@ class DenseObjective(nn.Module):
     """A linear head per label on the features that the projector will read, and a multi-label head on CLS.
 
     The place of a patch is asked for as two classes and as two numbers: with classes alone it was known (90 %) but lay
-    on no line (R^2 0.14). Numbers were added in the hope that a decoder can then compare places; not shown so far.
+    on no line (R^2 0.14). Numbers should let a decoder compare places; that is not shown so far.
     """
 
     def __init__(self, tower: nn.Module, mean, std):
