@@ -189,7 +189,8 @@ class MustDrop(Method):
             "81.6 / 77.6 / 53.6; pool 69.6 / 65.2 / 48.8. Reading 95 / 90 / 86 against 48 / 33 / 33 for random, "
             "counting 19 / 19 / 29 against 60 / 43 / 33. At 128 tokens, without merging 58.8, without the key set "
             "73.2, without the cache stage 68.4; merging alone leaves 268 tokens and 78.0. Dropping the "
-            "merge costs most, yet all these intervals (about 6 either way) overlap that of the whole. At 64 tokens on one CPU thread the first "
+            "merge costs most, yet all these intervals (about 6 either way) overlap that of "
+            "the whole. At 64 tokens on one CPU thread the first "
             "token comes 2.5 times as fast as in the full model; own work is 10 % of the full prefill."
         ),
         order=30,
