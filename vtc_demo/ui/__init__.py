@@ -14,8 +14,8 @@ TITLE = "Visual token compression, side by side"
 # Upload limit, no directory served, no error details, nothing sent anywhere.
 LAUNCH = {
     "theme": theme.THEME,
-    "css_paths": [theme.CSS],
-    "head": f"<script>{theme.JS.read_text(encoding='utf-8')}</script>",
+    "css_paths": theme.CSS,
+    "head": "".join(f"<script>{file.read_text(encoding='utf-8')}</script>" for file in theme.JS),
     "max_file_size": "10mb",
     "show_error": False,
     "allowed_paths": [],

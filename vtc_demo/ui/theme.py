@@ -1,4 +1,5 @@
-"""Colours, type and spacing. Gradio's own parts get them from the theme, ours from `page.css`; both use the same names.
+"""Colours, type and spacing. Gradio's own parts get them from the theme, ours from `page.css` and the
+`*.css` of the tabs; all use the same names.
 
 System fonts only: the page makes no request to another host.
 """
@@ -9,7 +10,9 @@ import gradio as gr
 from gradio.themes.utils.fonts import Font
 
 HERE = Path(__file__).parent
-CSS, JS = HERE / "page.css", HERE / "page.js"
+CSS, JS = (
+    [HERE / f"page.{kind}", *sorted(f for f in HERE.glob(f"*.{kind}") if f.stem != "page")] for kind in ("css", "js")
+)  # page.* first: the others build on it
 
 FONT = ("Inter", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Arial", "Liberation Sans", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
