@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 APART = 40  # px between two centres along the asked axis; nearer pairs are not asked about
 
-# {a}, {b}: noun phrases without article; {an}: with "a" or "an"; {many}: plural; {dir}: where; {more}: comparative.
+# {a}, {b}: noun phrases without article; {an}: with "a" or "an"; {many}: plural; {dir}: where; {sides}: where or where
+# instead; {more}: comparative.
 PHRASINGS = {
     "existence": ("Is there {an}?", "Do you see {an}?", "Can you find {an}?", "Can you see {an}?"),
     "colour": ("What colour is the {a}?", "Which colour is the {a}?", "What is the colour of the {a}?",
@@ -35,6 +36,8 @@ PHRASINGS = {
     "counting": ("How many {many} are there?", "How many {many} do you see?", "How many {many} can you find?",
                  "What is the number of {many}?"),
     "relation": ("Is the {a} {dir} the {b}?", "Is the {a} placed {dir} the {b}?", "Do you see the {a} {dir} the {b}?"),
+    "side": ("Is the {a} {sides} the {b}?", "Is the {a} placed {sides} the {b}?",
+             "Do you see the {a} {sides} the {b}?"),
     "choice": ("Is the {a} or the {b} {more}?", "Which of the {a} and the {b} is {more}?",
                "Which one is {more} the {a} or the {b}?"),
     "number": ("What number is written?", "Which number is written?", "What number do you see?", "Read the number?"),
@@ -44,7 +47,16 @@ PHRASINGS = {
                    "Which pattern is the background?", "What pattern does the background have?"),
 }  # fmt: skip
 DIRECTIONS = {"left of": ("x", -1), "right of": ("x", 1), "above": ("y", -1), "below": ("y", 1)}
+SIDES = {
+    "left or right of": ("x", -1),
+    "right or left of": ("x", 1),
+    "above or below": ("y", -1),
+    "below or above": ("y", 1),
+}
 MORE = {"further left": ("x", -1), "further right": ("x", 1), "higher": ("y", -1), "lower": ("y", 1)}
+
+
+RELATIONS = {"relation": DIRECTIONS, "side": SIDES, "choice": MORE}  # forms about two items -> their words
 
 
 class Question:
@@ -68,7 +80,7 @@ class Question:
 def form_words() -> set[str]:
     """Return the lower-case words of the phrasings, without the names of things, colours and so on."""
     text = " ".join(p for group in PHRASINGS.values() for p in group)
-    text += " a an object objects " + " ".join((*DIRECTIONS, *MORE))
+    text += " a an object objects " + " ".join((*DIRECTIONS, *SIDES, *MORE))
     return set(re.findall(r"[a-z]+", re.sub(r"\{\w+\}", " ", text.lower())))
 
 
@@ -105,7 +117,7 @@ def _solve(scene: Scene, form: tuple) -> tuple[str, str, Callable[[], np.ndarray
         item = scene.items[i]
         answer = {"colour": item.colour, "object": item.thing, "size": item.size}[kind]
         return answer, kind, _see(scene, (i,))
-    if kind in ("relation", "choice"):
+    if kind in RELATIONS:
         i, j, (axis, sign) = _one(scene, rest[0]), _one(scene, rest[1]), rest[2]
         if i is None or j is None or i == j:
             return None
@@ -113,8 +125,13 @@ def _solve(scene: Scene, form: tuple) -> tuple[str, str, Callable[[], np.ndarray
         gap = sign * (getattr(a, axis) - getattr(b, axis))
         if abs(gap) < APART or (kind == "choice" and a.thing == b.thing):
             return None
-        answer = ("yes" if gap > 0 else "no") if kind == "relation" else (a.thing if gap > 0 else b.thing)
-        return answer, "relation", _see(scene, (i, j))
+        if kind == "relation":
+            answer = "yes" if gap > 0 else "no"
+        elif kind == "choice":
+            answer = a.thing if gap > 0 else b.thing
+        else:  # gap > 0: a lies on the side that is named first
+            answer = next(name for name, value in DIRECTIONS.items() if value == (axis, sign if gap > 0 else -sign))
+        return answer.removesuffix(" of"), "relation", _see(scene, (i, j))
     if kind == "background":
         return scene.background.pattern, kind, lambda: background_patches(scene)
     text = scene.tag.text if scene.tag else ""
@@ -152,11 +169,10 @@ def _phrase(form: tuple, template: str) -> str:
         return template.format(colour=rest[0][1])
     if kind in ("colour", "size"):
         return template.format(a=_noun(rest[0]))
-    if kind in ("relation", "choice"):
+    if kind in RELATIONS:
         a, b = _noun(rest[0]), _noun(rest[1])
-        names = DIRECTIONS if kind == "relation" else MORE
-        where = next(name for name, value in names.items() if value == rest[2])
-        return template.format(a=a, b=b, dir=where, more=where)
+        where = next(name for name, value in RELATIONS[kind].items() if value == rest[2])
+        return template.format(a=a, b=b, dir=where, sides=where, more=where)
     return template
 
 
@@ -185,7 +201,7 @@ class _Asker:
         return self.rng.random() < chance
 
     def applies(self, kind: str) -> bool:
-        return bool(self.relation(choice=False) if kind == "relation" else getattr(self, kind)())
+        return bool(self.relation("side") if kind == "relation" else getattr(self, kind)())
 
     def existence(self, yes: bool | None = None, hard: bool | None = None) -> tuple:
         shape = self.rng.random()
@@ -237,22 +253,21 @@ class _Asker:
         several = [group for group in groups if group[1] > 1]
         return "counting", self.any(several if several and self.coin(0.65) else groups)[0]
 
-    def relation(self, choice: bool | None = None) -> tuple | None:
-        if choice is None:
-            choice = len(self.things) > 1 and self.coin(0.35)
+    def side(self) -> tuple | None:
+        return self.relation("side")
+
+    def relation(self, form: str | None = None) -> tuple | None:
+        form = form or self.any(tuple(RELATIONS))
+        if form == "choice" and len(self.things) < 2:
+            form = "side"
         named = [item for item in self.items if self.pairs[item.thing, item.colour] == 1]
-        options = [
-            (a, b, axis)
-            for a in named
-            for b in named
-            for axis in "xy"
-            if a is not b and abs(getattr(a, axis) - getattr(b, axis)) >= APART and not (choice and a.thing == b.thing)
-        ]
+        pairs = [(a, b) for a in named for b in named if a is not b and not (form == "choice" and a.thing == b.thing)]
+        options = [(a, b, k) for a, b in pairs for k in "xy" if abs(getattr(a, k) - getattr(b, k)) >= APART]
         if not options:
             return None
         a, b, axis = self.any(options)
         # The order of a and b is already even, so the sign alone makes yes and no equally likely.
-        return "choice" if choice else "relation", self._name(a), self._name(b), (axis, self.any((-1, 1)))
+        return form, self._name(a), self._name(b), (axis, self.any((-1, 1)))
 
     def _name(self, item) -> tuple:
         plain = self.things[item.thing] == 1 and self.coin(0.75)
@@ -276,12 +291,13 @@ def ask(
     Without `rng`: a fixed selection for display that covers every kind that applies (`n` and `weights` are not used).
     With `rng`: exactly `n` questions in random phrasing. Kinds are drawn by `weights` (kind to weight, missing kinds
     count as 0; default equal) among those that apply; a question is repeated only if several draws bring no new one.
+    "side" in `weights` stands for relations of the form "left or right of" alone, which are learned first.
     Raises ValueError for an unknown kind or when no kind with a positive weight applies.
     """
     if rng is None:
         return _display(scene)
     weights = dict.fromkeys(KINDS, 1.0) if weights is None else dict(weights)
-    if unknown := set(weights) - set(KINDS):
+    if unknown := set(weights) - {*KINDS, "side"}:
         raise ValueError(f"unknown question kinds: {', '.join(sorted(unknown))}; choose from: {', '.join(KINDS)}")
     asker = _Asker(scene, random.Random(int(rng.integers(1 << 62))))
     kinds = [kind for kind, weight in weights.items() if weight > 0 and asker.applies(kind)]
@@ -295,7 +311,7 @@ def ask(
             if question and question.text not in seen:
                 break
         if not question:  # several draws gave no pair that can be compared by "which"
-            form = asker.relation(choice=False)
+            form = asker.side()
             question = _question(scene, form, asker.any(PHRASINGS[form[0]]))
         seen.add(question.text)
         out.append(question)
@@ -311,10 +327,10 @@ def _display(scene: Scene) -> list[Question]:
         asker.reading() and ("number" if scene.tag.text.isdigit() else "word",),
         asker.existence(yes=True),
         asker.existence(yes=False, hard=True),
-        asker.relation(choice=False),
+        asker.side(),
         asker.size(),
         asker.counting(subset=True),
-        asker.relation(choice=True),
+        asker.relation("choice"),
         asker.existence(yes=False, hard=False),
         asker.background(),
     ]
@@ -334,6 +350,7 @@ _PARTS = {
     "many": _MANY,
     "colour": rf"({'|'.join(COLOURS)})",
     "dir": rf"(?:to the )?({'|'.join(DIRECTIONS)})",
+    "sides": rf"(?:to the )?({'|'.join(SIDES)})",
     "more": rf"({'|'.join(MORE)})",
 }
 _EXTRA = {
@@ -366,9 +383,9 @@ def _parse(text: str) -> tuple | None:
             else:
                 parts[name] = next(groups)
         noun = parts.get("an") or parts.get("many") or parts.get("a")
-        if kind in ("relation", "choice"):
-            where = DIRECTIONS[parts["dir"]] if kind == "relation" else MORE[parts["more"]]
-            return kind, parts["a"], parts["b"], where
+        if kind in RELATIONS:
+            where = next(parts[name] for name in ("dir", "sides", "more") if name in parts)
+            return kind, parts["a"], parts["b"], RELATIONS[kind][where]
         if kind == "object":
             return kind, (None, parts["colour"])
         return (kind, noun) if noun else (kind,)
