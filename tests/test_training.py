@@ -176,7 +176,7 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     AutoProcessor.from_pretrained(out, local_files_only=True)
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True)
     assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 6
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 7
     assert str(out) in capsys.readouterr().out
     again = [
         "embedded",
@@ -190,6 +190,10 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     ]
     assert main([*again, "--batch", "1"]) == 0
     assert (tmp_path / "more" / "log.jsonl").read_text().count("\n") == 1
+    assert main([*again, "--batch", "1", "--only", "side-168", "full-336"]) == 0  # the last one is done already
+    assert "side-168" in (tmp_path / "more" / "log.jsonl").read_text().splitlines()[-1]
+    with pytest.raises(ValueError, match="unknown stages: hard; choose from: tower-168"):
+        main([*again, "--only", "hard"])
     with pytest.raises(ValueError, match="no model in"):
         main([*again[:5], "--start", str(tmp_path / "absent")])
 

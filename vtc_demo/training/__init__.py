@@ -20,12 +20,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps (0.01 for a trial)")
     parser.add_argument("--batch", type=int, help="items per step, in place of the recipe's")
+    parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from a saved model")
     parser.add_argument(
-        "--start", type=Path, metavar="FOLDER", help="go on from a saved model: runs the last stage only"
+        "--only", nargs="+", metavar="STAGE", help="run these stages; default: all, with --start the last one"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
     args = parser.parse_args(argv)
     from .recipe import train_embedded
 
-    print(f"wrote {train_embedded(args.folder, args.out, args.scale, args.workers, args.batch, args.start)}")
+    out = train_embedded(args.folder, args.out, args.scale, args.workers, args.batch, args.start, args.only)
+    print(f"wrote {out}")
     return 0

@@ -2,6 +2,7 @@
 
 Small pictures first (12 x 12 patches at random places of the 24 x 24 grid, objects at their final size), the full
 picture at the end. Open questions come first; existence and relations join once colours and things are known.
+Relations begin with "left or right of?": asked as yes or no from the start they stayed at chance.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from .objectives import AnswerObjective, DenseObjective
 
 OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
-HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=8)
-FULL = dict(colour=1, object=0.75, size=1, counting=5, reading=1.5, background=0.5, existence=2.5, relation=1.5)
+SIDE = dict(colour=0.7, existence=0.3, counting=0.7, side=6, relation=2)
+HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=6)
+FULL = dict(colour=1, object=0.75, size=1, counting=5, reading=1.5, background=0.5, existence=2.5, relation=4)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -38,8 +40,9 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
     return [
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
         Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
-        Stage("hard-168", n(1250), 16, 2e-3, partial(small, weights=HARD, first=4 * 10**7), warmup=20, cooldown=0.01),
-        Stage("full-336", n(530), 8, 1.2e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
+        Stage("side-168", n(1000), 8, 1e-3, partial(small, weights=SIDE, first=4 * 10**7), warmup=20, cooldown=0.01),
+        Stage("hard-168", n(1600), 8, 1e-3, partial(small, weights=HARD, first=5 * 10**7), warmup=20, cooldown=0.3),
+        Stage("full-336", n(1000), 8, 1e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
     ]
 
 
@@ -58,23 +61,30 @@ def train_embedded(
     workers: int = 1,
     batch: int | None = None,
     start: Path | None = None,
+    only: list[str] | None = None,
 ) -> Path:
     """Train (or go on training) in `folder`; write the model to `out` in transformers format. Returns `out`.
 
-    scale multiplies every stage's steps; batch replaces their batch sizes. start: a saved model to go on from; then
-    only the last stage is run.
+    scale multiplies every stage's steps; batch replaces their batch sizes. start: a saved model to go on from. only:
+    the stages to run; default all of them, with `start` the last. Raises ValueError for an unknown stage.
     """
     torch.manual_seed(0)
     processor = build.build_processor()
     model = build.build_model(processor) if start is None else build.load(start)
     mean, std = processor.image_processor.image_mean, processor.image_processor.image_std
+    towers, answers = tower_stages(scale), answer_stages(processor.tokenizer, scale)
+    names = [stage.name for stage in (*towers, *answers)]
+    wanted = only or (names if start is None else names[-1:])
+    if unknown := set(wanted) - set(names):
+        raise ValueError(f"unknown stages: {', '.join(sorted(unknown))}; choose from: {', '.join(names)}")
     tower = DenseObjective(model.model.vision_tower, mean, std)
-    for stage in tower_stages(scale) if start is None else []:
-        run_stage(replace(stage, batch=batch or stage.batch), tower, folder, workers)
-    answers = AnswerObjective(model, mean, std, processor.tokenizer.encode("user:"))  # freezes the tower
-    stages = answer_stages(processor.tokenizer, scale)
-    for stage in stages if start is None else stages[-1:]:
-        answers.hint = 0.25 if stage.name.endswith("168") else 0.03  # on full pictures the answers lead
-        run_stage(replace(stage, batch=batch or stage.batch), answers, folder, workers)
+    for stage in towers:
+        if stage.name in wanted:
+            run_stage(replace(stage, batch=batch or stage.batch), tower, folder, workers)
+    objective = AnswerObjective(model, mean, std, processor.tokenizer.encode("user:"))  # freezes the tower
+    for stage in answers:
+        if stage.name in wanted:
+            objective.hint = 0.25 if stage.name.endswith("168") else 0.03  # on full pictures the answers lead
+            run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
     build.save(model.eval().cpu(), processor, out)
     return out
