@@ -9,6 +9,7 @@ from test_engine import reference_embeds
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtc_demo import attention, cost, engine, methods
+from vtc_demo.contract import SeededView
 from vtc_demo.methods import ficoco, ficoco_l, ficoco_v
 from vtc_demo.methods.base import ModelShape
 from vtc_demo.tokens import Site
@@ -294,9 +295,7 @@ def test_chunks_and_head_means_equal_the_whole(monkeypatch):
 
 def test_without_cls_token():
     shape = ModelShape((4, 4), 14, 4, 2, 4, False)
-    from test_methods import FakeView
-
-    view = FakeView(Site("vision_layer", 2), shape, 16, 16)
+    view = SeededView(Site("vision_layer", 2), shape, 16, 16)
     reduction = methods.FiCoCoV(retention=0.5, penalty=False).reduce(view)
     keys = view.keys().mean(0)
     cls = -torch.cosine_similarity(keys.mean(0)[None], keys)

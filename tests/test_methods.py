@@ -3,21 +3,21 @@
 import dataclasses
 import json
 import shutil
-from functools import cached_property
+from functools import cache
 from math import isqrt
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import vtc_demo.methods as methods
+from vtc_demo import contract
+from vtc_demo.contract import SHAPE, TEXT, SeededView, rehearse
 from vtc_demo.methods import common, divprune, fastervlm, fastv, pool, pyramiddrop, uniform, visionzip
-from vtc_demo.methods.base import Faithfulness, Method, ModelShape
+from vtc_demo.methods.base import Method
 from vtc_demo.methods.random import draw
-from vtc_demo.tokens import SITE_ORDER, Reduction, Site
+from vtc_demo.tokens import Site
 
 tensor = torch.tensor
 CARDS = {card.name: card for card in methods.list_methods()}
@@ -33,109 +33,6 @@ SHIPPED = [
     "fastv",
     "pyramiddrop",
 ]
-SHAPE = ModelShape(grid=(6, 8), patch_size=14, vision_layers=4, feature_layer=2, llm_layers=8, has_cls=True)
-RETENTIONS = (0.01, 0.25, 0.6, 1.0)
-HEADS, SIZE, TEXT = 2, 4, (3, 5)  # heads, head size, text tokens before and after the image
-
-
-@dataclasses.dataclass
-class FakeView:
-    """What the engine shows a method, from seeded random weights. At most one token, CLS, is no patch."""
-
-    site: Site
-    shape: ModelShape
-    tokens0: int
-    n: int
-    extra: int = 0
-    seed: int = 0
-    memory: dict = dataclasses.field(default_factory=dict)
-
-    @cached_property
-    def generator(self):
-        return torch.Generator().manual_seed(7 + self.seed)
-
-    @cached_property
-    def tensors(self):
-        width, length = HEADS * SIZE, self.n + (sum(TEXT) if self.in_llm else 0)
-        sequence = torch.randn(length, width, generator=self.generator)
-        weights = torch.randn(2, 2, width, width, generator=self.generator)  # previous and next layer; q and k
-        visual = torch.arange(self.n) + (TEXT[0] if self.in_llm else 0)
-        return {"sequence": sequence, "weights": weights, "visual": visual, "hidden": sequence[visual].clone()}
-
-    @property
-    def in_llm(self):
-        return self.site.kind == "llm_layer"
-
-    @property
-    def hidden(self):
-        return self.tensors["hidden"]
-
-    @property
-    def sequence(self):
-        return self.tensors["sequence"] if self.in_llm else None
-
-    @property
-    def visual(self):
-        return self.tensors["visual"] if self.in_llm else None
-
-    @property
-    def text(self):
-        return common.others(self.visual, len(self.sequence)) if self.in_llm else None
-
-    @property
-    def anchors(self):
-        return torch.arange(self.n) - self.extra
-
-    @property
-    def sizes(self):
-        return torch.ones(self.n, dtype=torch.long)
-
-    def heads(self, which, part):
-        x = self.tensors["sequence"] @ self.tensors["weights"][which, part]
-        return x.view(-1, HEADS, SIZE).transpose(0, 1)  # [heads, S, d]
-
-    def attention(self, rows="last", *, of="previous", heads="all"):
-        return self.rows(rows, of, softmax=True) if heads == "all" else self.rows(rows, of, softmax=True).mean(0)
-
-    def logits(self, rows="last", *, of="previous"):
-        return self.rows(rows, of, softmax=False).mean(0)
-
-    def rows(self, rows, of, softmax):
-        which = ("previous", "next").index(of)
-        if rows == "cls" and not self.extra:
-            raise ValueError("no CLS token")
-        logits = self.heads(which, 0) @ self.heads(which, 1).transpose(1, 2) / SIZE**0.5
-        if self.in_llm and softmax:
-            logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
-        full = torch.softmax(logits, -1) if softmax else logits
-        named = {"cls": slice(1), "last": slice(-1, None), "all": slice(None), "visual": self.visual, "text": self.text}
-        named["after"] = slice(TEXT[0] + self.n, None)
-        return full[:, named[rows] if isinstance(rows, str) else rows]
-
-    def keys(self):
-        return self.heads(0, 1)
-
-
-def reductions(method, shape=SHAPE, around=lambda hook, view: hook(view)):
-    """What a method does at each of its sites, every view having the tokens that the step before left.
-
-    `around(hook, view)` may watch each call. CLS leaves with the encoder, as in the engine.
-    """
-    extra = int(shape.has_cls)
-    n, out, memory = shape.patches + extra, [], {}
-    for site in method.sites(shape):
-        if site.kind not in ("vision_layer", "projector"):
-            n, extra = n - extra, 0
-        view = FakeView(site, shape, shape.patches, n, extra, memory=memory)
-        out.append(around(method.reduce, view))
-        n = out[-1].m if out[-1] is not None else n
-        if site.kind == "projector" and out[-1] is not None:
-            extra = 0  # whatever it kept counts as visual tokens
-    return out
-
-
-def same(a, b):
-    return a is b or (torch.equal(a.dense(), b.dense()) and torch.equal(a.anchor, b.anchor))
 
 
 def expected_counts(name, r, n):
@@ -159,118 +56,39 @@ def test_discovery_finds_the_shipped_methods_in_order_and_reports_no_problem():
     assert not methods.problems
 
 
-@each
-def test_card_is_complete(name):
-    card, cls = CARDS[name], methods.get(name)
-    assert card.name == name and card.title and card.family and card.summary.endswith(".")
-    assert card.faithfulness in get_args(Faithfulness) and set(card.sites) <= set(SITE_ORDER)
-    kinds = {site.kind for site in cls().sites(SHAPE)}
-    assert kinds == set(card.sites) - {"input_image"}
-    assert ("input_image" in card.sites) == (cls().image_side(SHAPE) is not None)
-    published = card.faithfulness in ("matches released code", "from the paper")
-    assert not published or (card.paper and card.code and card.reported and card.deviations)
-    assert all(p["help"] for p in methods.parameters(name))
-    assert getattr(methods, cls.__name__) is cls
+@cache
+def findings(name):
+    return contract.check(methods.get(name))
 
 
 @each
+@pytest.mark.parametrize("check", contract.CHECKS)
+def test_contract(name, check):
+    assert [finding for finding in findings(name) if finding.check == check] == []
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 @pytest.mark.parametrize("has_cls", [True, False])
-@pytest.mark.parametrize("retention", RETENTIONS)
-def test_reductions_are_valid(name, has_cls, retention):
+@pytest.mark.parametrize("retention", contract.RETENTIONS)
+def test_counts(name, has_cls, retention):
     if name == "full":
         retention = 1.0
-    method, shape = methods.resolve(name, retention=retention), dataclasses.replace(SHAPE, has_cls=has_cls)
-    done = reductions(method, shape)
+    done = rehearse(methods.resolve(name, retention=retention), dataclasses.replace(SHAPE, has_cls=has_cls))
     if name in ("full", "downsample"):
         assert done == []
-    elif name in SHIPPED:
-        assert [r.m for r in done] == expected_counts(name, retention, shape.patches)
-    for reduction in filter(None, done):
-        assert isinstance(reduction, Reduction) and 1 <= reduction.m <= reduction.n
-        for index, size in (
-            (reduction.new, reduction.m),
-            (reduction.old, reduction.n),
-            (reduction.anchor, reduction.n),
-        ):
-            assert index.dtype == torch.int64 and index.min() >= 0 and index.max() < size
-        assert reduction.anchor.shape == (reduction.m,) and reduction.new.shape == reduction.old.shape
-        if reduction.is_selection:
-            assert torch.equal(reduction.old, reduction.anchor)
-            assert torch.equal(reduction.old, reduction.old.unique())  # ascending, none twice
-        else:
-            assert reduction.weight.shape == reduction.new.shape and torch.isfinite(reduction.weight).all()
-
-
-@each
-def test_same_input_same_outcome_and_the_view_is_left_alone(name):
-    def watched(hook, view):
-        before = {k: t.clone() for k, t in view.tensors.items()}
-        reduction = hook(view)
-        assert all(torch.equal(t, before[k]) for k, t in view.tensors.items())
-        return reduction
-
-    first, second = reductions(methods.resolve(name), around=watched), reductions(methods.resolve(name))
-    assert len(first) == len(second) and all(same(a, b) for a, b in zip(first, second))
+    else:
+        assert [r.m for r in done] == expected_counts(name, retention, SHAPE.patches)
 
 
 @pytest.mark.parametrize("name", [n for n in SHIPPED if n != "visionzip"])  # which keeps CLS in place of a patch
 def test_retention_one_changes_nothing(name):
-    for reduction in reductions(methods.resolve(name, retention=1.0)):
+    for reduction in rehearse(methods.resolve(name, retention=1.0)):
         assert torch.equal(reduction.apply(torch.eye(reduction.n))[:, -reduction.m :], torch.eye(reduction.m))
-
-
-@each
-def test_spec_round_trips(name):
-    cls = methods.get(name)
-    for method in (cls(), cls(retention=cls().retention * 0.9)) if name != "full" else (cls(),):
-        read = json.loads(json.dumps(method.spec()))
-        assert methods.resolve(read) == method
-        assert methods.resolve(method) == method
-
-
-@each
-@pytest.mark.parametrize("bad", [0, -0.1, 1.01, float("nan"), float("inf"), "0.5", None, True, 10**400])
-def test_bad_retention_is_refused_with_the_range(name, bad):
-    field = dataclasses.fields(methods.get(name))[0]
-    with pytest.raises(ValueError, match="retention") as error:
-        methods.resolve(name, retention=bad)
-    assert str(field.metadata["low"]) in str(error.value) and str(field.metadata["high"]) in str(error.value)
-
-
-@each
-def test_overhead_is_a_count(name):
-    method = methods.resolve(name)
-    for site in method.sites(SHAPE):
-        flops = method.overhead_flops(site, SHAPE.patches + 1, 16, SHAPE)
-        assert isinstance(flops, int) and flops >= 0
-
-
-SYNCS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
-
-
-class NoSync(TorchDispatchMode):
-    """Fails on operations that would make the host wait for a GPU."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func._schema.name not in SYNCS, func
-        if func._schema.name in ("aten::index", "aten::index_put", "aten::index_put_"):
-            assert all(i is None or i.dtype != torch.bool for i in args[1]), "boolean index"
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("name", [n for n in CARDS if not methods.get(n).adaptive])
-def test_selection_never_waits_for_the_device(name):
-    def watched(hook, view):
-        _ = view.tensors, view.attention("all")  # made outside
-        with NoSync():
-            return hook(view)
-
-    reductions(methods.resolve(name), around=watched)
 
 
 def test_the_sync_detector_detects():
     for sync in (lambda t: t.sum().item(), lambda t: bool(t[0] > 0), lambda t: t[t > 0], lambda t: t[t.argmax()]):
-        with pytest.raises(AssertionError), NoSync():
+        with pytest.raises(contract.Broken, match="GPU wait"), contract.NoSync():
             sync(torch.randn(4))
 
 
@@ -338,7 +156,7 @@ def test_a_copied_template_is_all_that_a_new_method_needs(tmp_path, registry):
     shutil.copy(TEMPLATE, tmp_path / "template.py")  # skipped by its name
     assert methods.load_folder(tmp_path) == ["mine"]
     assert "mine" in [card.name for card in methods.list_methods()]
-    (reduction,) = reductions(methods.resolve("mine@0.25", power=1))
+    (reduction,) = rehearse(methods.resolve("mine@0.25", power=1))
     assert reduction.m == 12
     assert methods.load_folder(tmp_path) == ["mine"] and not methods.problems  # again: no clash with itself
 
@@ -427,7 +245,7 @@ def test_pool_by_hand():
 
 
 def test_grid_methods_refuse_tokens_that_are_not_the_grid():
-    view = FakeView(Site("llm_input"), SHAPE, 48, 50)
+    view = SeededView(Site("llm_input"), SHAPE, 48, 50)
     for name in ("pool", "uniform"):
         with pytest.raises(ValueError, match="6 x 8 grid"):
             methods.resolve(name).reduce(view)
@@ -446,10 +264,10 @@ def test_fastervlm_by_hand():
 
 
 def test_patch_attention_without_cls_is_the_attention_received():
-    view = FakeView(Site("projector"), SHAPE, 48, 48)
+    view = SeededView(Site("projector"), SHAPE, 48, 48)
     received = torch.stack([view.attention("all")[:, :, j].mean() for j in range(48)])
     torch.testing.assert_close(common.patch_attention(view), received)
-    view = FakeView(Site("projector"), SHAPE, 48, 49, extra=1)
+    view = SeededView(Site("projector"), SHAPE, 48, 49, extra=1)
     torch.testing.assert_close(common.patch_attention(view), view.attention("cls")[:, 0, 1:].mean(0))
 
 
@@ -548,7 +366,7 @@ def test_pyramiddrop_follows_the_paper():
 
 def test_llm_methods_ask_for_the_right_attention():
     """FastV ranks by the layer that has run, PyramidDrop by the layer about to run."""
-    view = FakeView(Site("llm_layer", 2), SHAPE, 48, 48)
+    view = SeededView(Site("llm_layer", 2), SHAPE, 48, 48)
     for method, of, keep in ((methods.FastV(), "previous", 12), (methods.PyramidDrop(), "next", 24)):
         scores = view.attention("last", of=of).mean((0, 1))[TEXT[0] : TEXT[0] + 48]
         best = sorted(scores.tolist(), reverse=True)[:keep]
