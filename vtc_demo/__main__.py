@@ -9,7 +9,12 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
-OWN_OPTIONS = {"train": "training", "evaluate": "evaluation", "bench": "bench"}  # commands that read their own options
+OWN_OPTIONS = {  # commands that read their own options
+    "train": "training",
+    "evaluate": "evaluation",
+    "sweep": "evaluation.sweep_command",
+    "bench": "bench",
+}
 DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
 
 
@@ -56,13 +61,20 @@ def parser() -> Parser:
     methods = commands.add_parser("methods", help="list the methods and their hyper-parameters")
     methods.add_argument("--methods", nargs="+", default=[], metavar="FOLDER", help="folders with method files")
     methods.set_defaults(run=run_methods)
+    check = commands.add_parser("check", help="hold the methods of a folder to the contract; exit code 1 on findings")
+    check.add_argument("folder", metavar="FOLDER", help="a folder with method files")
+    check.set_defaults(run=run_check)
     commands.add_parser("train", help="train what the repository ships (see train --help)", add_help=False)
     commands.add_parser("evaluate", help="accuracy on held-out scenes (see evaluate --help)", add_help=False)
+    commands.add_parser(
+        "sweep", help="accuracy against tokens, FLOPs and time, many methods (see sweep --help)", add_help=False
+    )
     commands.add_parser(
         "bench", help="speed against the full model and model.generate (see bench --help)", add_help=False
     )
     for command in (compare, methods):
         command.add_argument("--methods-dir", action="append", default=[], metavar="FOLDER", help="a folder of methods")
+    for command in (compare, methods, check):
         command.add_argument("--json", action="store_true", help="print JSON")
     return top
 
@@ -94,6 +106,17 @@ def run_methods(args) -> int:
             span = f" ({p['low']} to {p['high']})" if p.get("low") is not None else ""
             print(f"{'':<14}  {p['name']}={p['default']}{span}: {p['help']}")
     return 0
+
+
+def run_check(args) -> int:
+    from . import contract
+
+    results = contract.check_folder(args.folder)
+    if args.json:
+        print(json.dumps({name: [vars(f) for f in findings] for name, findings in results.items()}, indent=1))
+    else:
+        print(contract.report(results))
+    return int(any(results.values()))
 
 
 def card_dict(card) -> dict:

@@ -376,10 +376,26 @@ def check_folder(folder: str | Path) -> dict[str, list[Finding]]:
     out = {name: check(methods.get(name)) for name in names}
     for file, problem in methods.problems.items():
         if Path(file).parent == Path(folder).resolve():
-            out[Path(file).name] = [Finding(Path(file).name, "load", problem)]
+            out[Path(file).name] = [Finding(Path(file).name, "load", in_words(problem))]
     if not out:
         raise ValueError(f"no method in {str(folder)!r}; copy {Path(methods.__file__).with_name('template.py')} there")
     return out
+
+
+WORDS = {
+    "SyntaxError": "the file is not valid Python: {}",
+    "IndentationError": "the file is not valid Python: {}",
+    "ModuleNotFoundError": "the file imports what is not installed: {}",
+    "ImportError": "an import fails: {}",
+    "SystemExit": "the file ends the program when it is loaded (exit code {}); take that line out",
+    "ValueError": "{}",
+}
+
+
+def in_words(problem: str) -> str:
+    """An entry of `methods.problems` ("ErrorType: text") as a sentence for somebody who wrote the file."""
+    kind, _, text = problem.partition(": ")
+    return WORDS.get(kind, f"the file stops with {kind} when it is loaded: {{}}").format(text)
 
 
 def report(results: dict[str, list[Finding]]) -> str:
