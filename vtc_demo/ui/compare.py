@@ -12,7 +12,7 @@ from PIL import Image
 
 from .. import methods, viz, world
 from ..images import load_rgb
-from . import cards, controls, serve
+from . import cards, composer, controls, serve
 
 SCENES = (12, 5, 27, 32, 22)  # the first is shown first
 QUESTION_KIND = "reading"  # asked of a scene first: what compression costs shows most in reading
@@ -168,6 +168,13 @@ class Compare:
             return *[gr.skip()] * 4, cards.problem(_sentence(error)), gr.skip()
         return self._chosen(source, UPLOADED if self.small_world else "")
 
+    def compose(self, value: dict):
+        try:
+            scene = composer.composed(value)
+        except ValueError as error:
+            return *[gr.skip()] * 4, cards.problem(_sentence(error)), gr.skip()
+        return self._chosen(Source(scene.image, scene), "")
+
     def _chosen(self, source: Source, note: str):
         """source, preview, question, chips, strip (left alone), and a number that starts the comparison."""
         asked = source.suggestions()
@@ -186,6 +193,8 @@ class Compare:
                     shown = gr.HTML(preview(source), apply_default_css=False, elem_id="vtc-preview")
                     urls = [(s, viz.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
                     picker = controls.pictures(urls, SCENES[0])
+                    composing = composer.Composer()
+                    composing.build()
                     upload = gr.UploadButton(
                         "Use a picture of your own", file_types=["image"], elem_id="vtc-upload", size="sm"
                     )
@@ -216,6 +225,7 @@ class Compare:
         filled = self.first(source, asked[0], [h.value for h in heads[1:]])
         for component, html in zip([strip, *bodies], filled):
             component.value = html
+        composing.wire(state, self.compose, [state, shown, question, chips, strip, go])
         self._wire(state, go, shown, picker, upload, question, chips, budget, start, stop, strip, heads[1:], bodies)
 
     def _head(self, column: int) -> gr.HTML:

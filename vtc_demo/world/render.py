@@ -87,6 +87,14 @@ def _paint(tone: Image.Image, palette: bytes) -> Image.Image:
     return indexed.convert("RGB")
 
 
+def cutout(thing: str, colour: str, side: int) -> Image.Image:
+    """Return the drawing of a thing in a colour on nothing, PIL RGBA, `side` px square (even), without its shadow."""
+    art = sprite(thing, side)
+    picture = _paint(art.tone, _ramp(colour, 0))
+    picture.putalpha(art.alpha)
+    return picture
+
+
 def _paste_item(canvas: Image.Image, item: Item) -> None:
     left, top, right, _ = item.box
     art = sprite(item.thing, right - left)

@@ -1,0 +1,286 @@
+"""The scene composer: a dialog in which the visitor builds the picture that breaks a method.
+
+A draft is `Scene.to_dict` data. `composer.js` holds it and moves its objects about; every picture at rest, and the one
+that the model is shown, is drawn here by the world's renderer, from a draft that was checked here.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+import random
+from functools import lru_cache
+
+import gradio as gr
+from PIL import Image
+
+from .. import viz, world
+from ..world.render import card_size, cutout
+from ..world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT
+
+CANVAS = 336  # px; the picture that the embedded VLM was trained on
+ITEM_SIZES = (MIN_ITEM, 160)  # px
+NEW_ITEM, NEW_TEXT = 64, 28  # px
+LONGEST = 20_000  # characters of a scene as text; twelve objects and a card take about 1200
+SPRITE, MARGIN = 80, 4  # px; the margin keeps neighbours on the sheet apart when the browser scales it
+STAGE = "The picture. Arrow keys move an object, plus and minus change its size, the delete key removes it."
+HINT = "Drag an object to move it, or its corner to change its size. Click one to change it."
+IDEAS = (
+    "Write a number, make it tiny and ask what number is written.",
+    "Put in ten small stars and ask how many stars there are.",
+    "Hide one small key far from everything else and ask whether there is a key.",
+)
+FAILED = "The picture could not be drawn. Undo the last step and try again."
+
+
+# -- drafts -----------------------------------------------------------------------------------------------------------
+def tidy(draft: object) -> world.Scene:
+    """The scene of a draft: what reaches over the edge is moved inside, sizes are brought into their range.
+
+    draft: as `Scene.to_dict`. Raises ValueError, in at most 200 characters, for a draft that is no such scene: a field
+    missing, unknown or of the wrong kind, more than 12 objects, a canvas of another size.
+    """
+    try:
+        if not isinstance(draft, dict):
+            raise ValueError(f"a scene must be an object with named fields, got {draft!r}")
+        if draft.get("size", CANVAS) != CANVAS:
+            raise ValueError(f"a composed scene is {CANVAS} pixels wide and high, got {draft['size']!r}")
+        items = draft.get("items")
+        if isinstance(items, list) and len(items) <= MAX_ITEMS:
+            items = [_tidy_item(item) for item in items]
+        return world.Scene.from_dict({**draft, "items": items, "tag": _tidy_tag(draft.get("tag"))})
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if len(text) <= 200 else f"{text[:199]}…") from None
+
+
+def _tidy_item(item: object) -> object:
+    """Moved inside the canvas. What is no number or no item is left for `Scene.from_dict` to refuse."""
+    if not isinstance(item, dict):
+        return item
+    size = _clamp(item.get("size_px"), *ITEM_SIZES)
+    if not _finite(size):
+        return item
+    half = int(size / 2 + 0.5)
+    return item | {"size_px": size} | {axis: _clamp(item[axis], half, CANVAS - half) for axis in "xy" if axis in item}
+
+
+def _tidy_tag(tag: object) -> object:
+    """Capitals, moved inside the canvas; anything but a tag is left for `Scene.from_dict` to refuse."""
+    if not isinstance(tag, dict) or not isinstance(tag.get("text"), str):
+        return tag
+    tag = tag | {"text": tag["text"].strip().upper(), "height": _clamp(tag.get("height", NEW_TEXT), MIN_TEXT, MAX_TEXT)}
+    world.Tag(tag["text"], 0, 0, tag["height"])  # raises for a text or height without a card
+    for axis, length in zip("xy", card_size(tag["text"], round(tag["height"]))):
+        if axis in tag:
+            tag[axis] = _clamp(tag[axis], length // 2, CANVAS - (length - length // 2))
+    return tag
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _clamp(value, low: float, high: float):
+    """The nearest whole number in the range; what is no finite number stays as it is."""
+    return round(min(max(value, low), high)) if _finite(value) else value
+
+
+def to_text(scene: world.Scene) -> str:
+    """A scene as compact JSON, for a link."""
+    return json.dumps(scene.to_dict(), separators=(",", ":"))
+
+
+def from_text(text: str) -> world.Scene:
+    """The scene that `to_text` wrote. Raises ValueError for any other text, and as `tidy`."""
+    if not isinstance(text, str) or len(text) > LONGEST:
+        raise ValueError(f"a scene as text is JSON of at most {LONGEST} characters")
+    try:
+        draft = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("the text of the scene is not JSON; it may be cut off") from None
+    return tidy(draft)
+
+
+# -- what the script asks for -----------------------------------------------------------------------------------------
+def paint(draft: object) -> dict:
+    """The picture of a draft: {"picture": data URL, "scene": tidied draft, "card": box or None, "note": text}.
+
+    Bad drafts give {"error": text}: this is an endpoint of its own, so it gets whatever is sent.
+    """
+    try:
+        scene = tidy(draft)
+        card = scene.tag and scene.tag.box
+        return {"picture": viz.data_url(scene.image), "scene": scene.to_dict(), "card": card, "note": _note(scene)}
+    except ValueError as error:
+        text = str(error)
+        return {"error": f"{text[:1].upper()}{text[1:]}."}
+    except Exception:
+        logging.exception("a composed scene could not be drawn")
+        return {"error": FAILED}
+
+
+def _note(scene: world.Scene) -> str:
+    """What the visitor may not expect of this scene."""
+    text = scene.tag.text if scene.tag else ""
+    if len(scene.seen) < len(scene.items):
+        return "An object that is almost wholly covered does not count as being in the picture."
+    if text and not text.isdigit() and text.lower() not in world.WORDS:
+        return "The embedded model was taught numbers and the twelve words below; any other text is new to it."
+    if text.isdigit() and not 10 <= int(text) <= 999:
+        return "The embedded model was taught numbers from 10 to 999; any other number is new to it."
+    return ""
+
+
+def kit(_) -> dict:
+    """Pictures for the tools, fetched when the dialog first opens: {"sheet": data URL, "patterns": {name: data URL}}.
+
+    The sheet holds every thing (across) in every colour (down).
+    """
+    return _kit()
+
+
+@lru_cache(maxsize=1)
+def _kit() -> dict:
+    cell = SPRITE + 2 * MARGIN
+    sheet = Image.new("RGBA", (cell * len(world.THINGS), cell * len(world.COLOURS)))
+    for column, thing in enumerate(world.THINGS):
+        for row, colour in enumerate(world.COLOURS):
+            sheet.paste(cutout(thing, colour, SPRITE), (column * cell + MARGIN, row * cell + MARGIN))
+    file = io.BytesIO()
+    sheet.save(file, "WEBP", quality=80)
+    grounds = {name: world.Scene(background=world.Background(name, seed=3)).image for name in world.PATTERNS}
+    return {
+        "sheet": "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode(),
+        "patterns": {name: viz.data_url(image.crop((0, 0, 112, 112))) for name, image in grounds.items()},
+    }
+
+
+# -- in the page ------------------------------------------------------------------------------------------------------
+class Composer:
+    """The button that opens the dialog, and the dialog. It triggers "pick" with {"scene": draft} as its value."""
+
+    def build(self) -> None:
+        self.button = gr.Button("Compose a scene", elem_id="vtc-compose", size="sm")
+        limits = {
+            "side": CANVAS, "most": MAX_ITEMS, "big": BIG_FROM, "item": ITEM_SIZES, "text": (MIN_TEXT, MAX_TEXT),
+            "newItem": NEW_ITEM, "newText": NEW_TEXT,
+        }  # fmt: skip
+        self.dialog = gr.HTML(
+            {"scene": None},
+            html_template="${markup}",
+            js_on_load="window.vtc.composer(element, props, (data) => trigger('pick', data), watch, server)",
+            apply_default_css=False,
+            elem_classes=["vtc-control", "vtc-composer"],
+            server_functions=[paint, kit],
+            markup=_markup(),
+            things=list(world.THINGS),
+            colours=list(world.COLOURS),
+            limits=limits,
+        )
+
+    def wire(self, state: gr.State, used, changed: list) -> None:
+        """state: the Source shown, edited when the dialog opens. used: handler of "pick"; its outputs are `changed`."""
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        self.button.click(_opened, state, self.dialog, **quick)
+        self.dialog.pick(used, self.dialog, changed, **quick)
+
+
+def _opened(source) -> dict:
+    """The scene to edit; of an upload an empty canvas. The number makes it a change even when the scene is the same."""
+    scene = source.scene if source.scene and source.scene.size == CANVAS else world.Scene()
+    return {"scene": scene.to_dict(), "opened": random.random()}
+
+
+def composed(value: object) -> world.Scene:
+    """The scene that the dialog was left with. ValueError as `tidy`."""
+    return tidy(value.get("scene") if isinstance(value, dict) else value)
+
+
+def _markup() -> str:
+    """The dialog. The script fills in the pieces of the scene, copies of the template."""
+    ideas = "".join(f"<li>{idea}</li>" for idea in IDEAS)
+    return f"""
+<dialog class="cmp" aria-labelledby="cmp-title">
+  <header>
+    <div><h2 id="cmp-title">Compose a scene</h2><p>Build the picture that breaks a method.</p></div>
+    <button type="button" data-do="cancel" class="cmp-x" aria-label="Close without using the scene">×</button>
+  </header>
+  <div class="cmp-left">
+    <div class="cmp-stage" role="group" aria-label="{STAGE}"><img class="cmp-picture" alt=""></div>
+    <template><button type="button" class="cmp-piece"><span class="cmp-sprite"></span><span class="cmp-grip"></span>
+    </button></template>
+    {_piece_tools()}
+    <p class="cmp-note"></p>
+  </div>
+  <div class="cmp-tools">
+    <section aria-labelledby="cmp-add"><h3 id="cmp-add">Add an object</h3><div class="cmp-things">{_things()}</div>
+    </section>
+    <section aria-labelledby="cmp-colour"><h3 id="cmp-colour">Colour of the chosen object and of the next</h3>
+      <div class="cmp-colours">{_colours()}</div></section>
+    <section aria-labelledby="cmp-text"><h3 id="cmp-text">Write a number or a word</h3>{_writing()}</section>
+    <section aria-labelledby="cmp-ground"><h3 id="cmp-ground">Background</h3>{_ground()}</section>
+    <section aria-labelledby="cmp-ideas"><h3 id="cmp-ideas">What to try</h3><ul class="cmp-ideas">{ideas}</ul></section>
+  </div>
+  <footer>
+    <button type="button" data-do="undo">Undo</button>
+    <button type="button" data-do="clear">Empty canvas</button>
+    <button type="button" data-do="reset" title="Back to the scene that you opened">Start over</button>
+    <p role="status" class="cmp-status"></p>
+    <button type="button" data-do="cancel">Cancel</button>
+    <button type="button" data-do="use" class="cmp-use">Use this scene</button>
+  </footer>
+</dialog>"""
+
+
+def _piece_tools() -> str:
+    return (
+        f'<div class="cmp-chosen"><p class="cmp-hint">{HINT}</p><div class="cmp-edit" hidden>'
+        '<label>Size<input type="range" class="cmp-size" step="2"></label><output></output>'
+        '<button type="button" data-do="copy">Duplicate</button>'
+        '<button type="button" data-do="front">Bring to front</button>'
+        '<button type="button" data-do="delete">Delete</button></div></div>'
+    )
+
+
+def _things() -> str:
+    return "".join(
+        f'<button type="button" data-thing="{name}" aria-label="Add: {name}" title="{name}" style="--t:{number}">'
+        '<span class="cmp-sprite"></span></button>'
+        for number, name in enumerate(world.THINGS)
+    )
+
+
+def _colours() -> str:
+    return "".join(
+        f'<button type="button" data-colour="{name}" aria-label="{name}" title="{name}" aria-pressed="false" '
+        f'style="--paint:rgb{rgb}"></button>'
+        for name, rgb in world.COLOURS.items()
+    )
+
+
+def _writing() -> str:
+    words = "".join(
+        f'<button type="button" data-write="{word.upper()}">{word.upper()}</button>' for word in world.WORDS
+    )
+    return (
+        '<div class="cmp-write"><input type="text" maxlength="4" autocomplete="off" autocapitalize="characters" '
+        'spellcheck="false" placeholder="up to 4 letters or digits" aria-label="Text on the card">'
+        '<button type="button" data-do="number" aria-label="Write a random number" title="A random number">⚄</button>'
+        f'</div><div class="cmp-words" role="group" aria-label="Words that the embedded model was taught">{words}</div>'
+    )
+
+
+def _ground() -> str:
+    patterns = "".join(
+        f'<button type="button" data-pattern="{name}" aria-pressed="false"><img alt="">{name}</button>'
+        for name in world.PATTERNS
+    )
+    return (
+        f'<div class="cmp-patterns" role="group" aria-label="Pattern">{patterns}</div>'
+        '<div class="cmp-hue"><label>Hue<input type="range" min="0" max="1" step="0.01"></label>'
+        '<button type="button" data-do="texture">Another texture</button></div>'
+    )
