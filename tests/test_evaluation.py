@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from vtc_demo import evaluation, methods, models, world
-from vtc_demo.evaluation.accuracy import evaluate, held_out, label, markdown, wilson
+from vtc_demo.evaluation.accuracy import evaluate, label, markdown
+from vtc_demo.evaluation.intervals import wilson
+from vtc_demo.evaluation.questions import held_out
 from vtc_demo.training import build
 
 

@@ -61,6 +61,16 @@ def parser() -> Parser:
     methods = commands.add_parser("methods", help="list the methods and their hyper-parameters")
     methods.add_argument("--methods", nargs="+", default=[], metavar="FOLDER", help="folders with method files")
     methods.set_defaults(run=run_methods)
+    models = commands.add_parser("models", help="list the models the app offers, and whether they fit here")
+    models.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    models.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    models.set_defaults(run=run_models)
+    space = commands.add_parser("space", help="write a Hugging Face Space, ready to push, into a folder")
+    space.add_argument("kind", choices=("docker", "zerogpu"), help="docker: CPU or a GPU of its own; zerogpu: shared")
+    space.add_argument("folder", type=Path, metavar="FOLDER", help="new or empty, or the checkout of such a Space")
+    space.add_argument("--name", metavar="OWNER/SPACE", help="where it will be pushed to, for the printed command")
+    space.set_defaults(run=run_space)
     check = commands.add_parser("check", help="hold the methods of a folder to the contract; exit code 1 on findings")
     check.add_argument("folder", metavar="FOLDER", help="a folder with method files")
     check.set_defaults(run=run_check)
@@ -117,6 +127,22 @@ def run_check(args) -> int:
     else:
         print(contract.report(results))
     return int(any(results.values()))
+
+
+def run_models(args) -> int:
+    from . import models
+
+    rows, table = models.offers(args.device, args.dtype)
+    print(json.dumps(rows, indent=1) if args.json else table)
+    return 0
+
+
+def run_space(args) -> int:
+    from . import spaces
+
+    spaces.write(args.kind, args.folder, args.name)
+    print(spaces.next_steps(args.kind, args.folder, args.name))
+    return 0
 
 
 def card_dict(card) -> dict:

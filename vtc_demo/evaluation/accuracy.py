@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -14,49 +12,35 @@ from .. import engine, measure, world
 from ..methods import resolve
 from ..methods.base import Method
 from ..models import VLM
-
-PER_SCENE = 16
-
-
-def held_out(n: int) -> Iterator[tuple[world.Scene, list[world.Question]]]:
-    """Scenes of the evaluation split with their questions, n questions in all, every kind equally likely."""
-    seed = 0
-    while n > 0:
-        scene = world.sample(seed, split="eval")
-        questions = world.ask(scene, np.random.default_rng(seed), n=min(n, PER_SCENE))
-        if questions:
-            yield scene, questions
-        n -= len(questions)
-        seed += 1
+from ..results import Run
+from .intervals import share
+from .questions import held_out
 
 
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % confidence interval of a share (Wilson 1927)."""
-    if n == 0:
-        return 0.0, 1.0
-    p = right / n
-    centre, spread = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - spread) / (1 + z * z / n), (centre + spread) / (1 + z * z / n)
+def graded(run: Run, question: world.Question) -> tuple[bool, float]:
+    """(right, evidence): whether the answer equals the truth, all of it; the share of the evidence patches that are
+    kept or merged at the end of the pass, nan without evidence."""
+    return run.answer == question.answer, run.trace.evidence_kept(torch.from_numpy(question.evidence))
 
 
 def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: bool = True) -> dict:
     """Run every method on the same questions. Returns a JSON-ready record with the environment.
 
-    An answer is right if it equals the truth, all of it. evidence_kept is the mean share of the evidence patches that
-    are kept or merged at the end of the pass.
+    Right answers and evidence_kept (a mean) as in `graded`. Methods that draw at random draw anew for every scene.
     """
     tallies = [defaultdict(list) for _ in methods]
     tokens = [[] for _ in methods]
     evidence = [[] for _ in methods]
     bar = tqdm(total=questions, unit="question", disable=not progress, mininterval=2)
-    for scene, asked in held_out(questions):
+    for seed, (scene, asked) in enumerate(held_out(questions)):
         key = engine.picture_key(scene.image)
         for i, method in enumerate(methods):
             for q in asked:
-                run = engine.run(vlm, scene.image, q.text, method, key=key)
-                tallies[i][q.kind].append(run.answer == q.answer)
+                run = engine.run(vlm, scene.image, q.text, method, key=key, seed=seed)
+                right, kept = graded(run, q)
+                tallies[i][q.kind].append(right)
                 tokens[i].append(run.trace.equivalent_tokens)
-                evidence[i].append(run.trace.evidence_kept(torch.from_numpy(q.evidence)))
+                evidence[i].append(kept)
         bar.update(len(asked))
     bar.close()
     rows = [
@@ -65,8 +49,8 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
             "title": method.card.title,
             "equivalent_tokens": round(sum(tokens[i]) / len(tokens[i]), 1),
             "evidence_kept": round(float(np.nanmean(evidence[i])), 4),
-            "kinds": {kind: _share(tallies[i][kind]) for kind in world.KINDS},
-            "all": _share([hit for hits in tallies[i].values() for hit in hits]),
+            "kinds": {kind: share(tallies[i][kind]) for kind in world.KINDS},
+            "all": share([hit for hits in tallies[i].values() for hit in hits]),
         }
         for i, method in enumerate(methods)
     ]
@@ -75,18 +59,6 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
         "split": "eval",
         "rows": rows,
         "environment": measure.environment(vlm.device, vlm.dtype),
-    }
-
-
-def _share(hits: list[bool]) -> dict:
-    right, n = sum(hits), len(hits)
-    low, high = wilson(right, n)
-    return {
-        "right": right,
-        "n": n,
-        "accuracy": round(right / max(1, n), 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
     }
 
 
