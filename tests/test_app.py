@@ -184,6 +184,47 @@ def test_site_slider_by_keyboard_and_patch_by_pointer(page):
 
 
 @pytest.mark.browser
+def test_a_patch_tells_its_fate_by_keyboard_on_every_card(page):
+    page.get_by_label("Method of column 2").select_option("visionzip")
+    expect(page.locator(".vtc-col-1 .vtc-counts")).to_contain_text("merged")
+    svg, columns = page.locator(".vtc-col-1 .vtc-mask"), 24
+    site = svg.evaluate("s => JSON.parse(s.dataset.mask).sites.at(-1)")
+    patch, (home, weight) = next((int(p), v) for p, v in site["merged"].items() if int(p) % columns > 0)
+    page.locator(".vtc-col-0 .vtc-site").focus()
+    svg.focus()
+    for key in ["Home", "PageUp"] + ["ArrowDown"] * (patch // columns) + ["ArrowRight"] * (patch % columns):
+        page.keyboard.press(key)
+    told = f"{weight:.2f} into patch ({home // columns}, {home % columns})"
+    assert told in page.locator(".vtc-col-1 .vtc-live").inner_text()
+    assert page.locator(".vtc-col-1 .vtc-links line.mine").count() == 1
+    assert "kept to the cache" in page.locator(".vtc-col-0 .vtc-tip").inner_text()
+    assert page.locator(".vtc-col-0 .vtc-live").inner_text() == ""  # one voice only
+    page.keyboard.press("Escape")
+    assert page.locator(".vtc-tip.on").count() == 0
+
+
+@pytest.mark.browser
+def test_evidence_follows_the_slider_and_can_be_hidden(page):
+    card = page.locator(".vtc-col-3 .vtc-body")
+    site = card.locator(".vtc-mask").evaluate("s => JSON.parse(s.dataset.mask).sites.at(-1)")
+    share = card.locator(".vtc-share")
+    assert share.inner_text() == f"{int(100 * site['evidence'] + 0.5)}%" != "100%"
+    card.get_by_label("Place in the pass").focus()
+    page.keyboard.press("Home")
+    assert share.inner_text() == "100%"
+    toggle = page.get_by_role("button", name="evidence")
+    toggle.click()
+    assert toggle.get_attribute("aria-pressed") == "false"
+    expect(page.locator(".vtc-evidence").first).to_be_hidden()
+    page.locator(".marks button").first.click()
+    expect(tokens(page, 3)).to_have_text("32/576")
+    expect(page.locator(".vtc-evidence").first).to_be_hidden()  # new results heed the choice
+    assert toggle.get_attribute("aria-pressed") == "false"
+    toggle.click()
+    expect(page.locator(".vtc-evidence").first).to_be_visible()
+
+
+@pytest.mark.browser
 def test_hostile_text_is_shown_as_text(page):
     page.on("dialog", lambda d: pytest.fail("script ran"))
     page.locator("#vtc-question textarea").fill(EVIL)

@@ -6,8 +6,11 @@ from html import unescape
 
 import numpy as np
 import pytest
+import torch
 
 from vtc_demo import methods, viz
+from vtc_demo.results import Run
+from vtc_demo.tokens import Reduction, Site, Trace
 from vtc_demo.ui import cards, compare, controls, summary
 
 ROWS, COLUMNS = 4, 6
@@ -17,6 +20,7 @@ def site(name, status, home=None, weight=None):
     return {
         "site": name,
         "tokens": status.count(2),
+        "soft": False,
         "counts": {"kept": status.count(2), "merged": status.count(1), "dropped": status.count(0)},
         "status": status,
         "weight": weight or [1.0 if s else 0.0 for s in status],
@@ -39,6 +43,7 @@ def run(title="FastV", name="fastv", sites=(), schedule=(24, 24, 24), answer="40
         "kv_bytes": 2048,
         "kv_lengths": [n + 6 for n in schedule],
         "grid": [ROWS, COLUMNS],
+        "cells": None,
         "sites": list(sites),
         "vision_shared": False,
         "error": None,
@@ -103,6 +108,30 @@ def test_mask_draws_every_patch_once_per_site(reduced):
     data = json.loads(unescape(re.search(r'data-mask="(.*?)"', svg)[1]))
     assert data["sites"][0]["merged"] == {"1": [0, 0.37]}
     assert data["sites"][1]["status"] == "21" + "2" * 10 + "0" * 12
+
+
+def test_evidence_is_told_for_every_site(reduced):
+    evidence = np.zeros((ROWS, COLUMNS), bool)
+    evidence[0:4, 1] = True  # merged, kept, and two below the cut
+    svg = viz.mask(reduced, "data:,", evidence)
+    data = json.loads(unescape(re.search(r'data-mask="(.*?)"', svg)[1]))
+    assert [s["evidence"] for s in data["sites"]] == [1.0, 0.5]
+    assert viz.evidence_share(reduced, evidence) == 0.5
+
+
+def test_soft_provenance_is_drawn_as_heat(reduced):
+    """Two soft tokens over 4 x 6 patches: every patch has a share, the largest of them in the brightest step."""
+    shares = np.linspace(1, 24, 48).reshape(2, 24) / 600
+    trace = Trace((ROWS, COLUMNS), 0, 3)
+    trace.add(Site("projector"), Reduction.from_dense(torch.tensor(shares), soft=True))
+    record = Run(methods.resolve("full"), trace=trace).to_dict() | {"timings_ms": {}, "title": "Soft"}
+    assert record["sites"][0]["soft"] and record["sites"][0]["tokens"] == 2
+    svg = viz.mask(record, "data:,")
+    drawn = {float(x): area(d) for x, d in re.findall(r'vtc-heat" style="--level:([\d.]+)" d="(.*?)"', svg)}
+    assert sum(drawn.values()) == ROWS * COLUMNS and max(drawn) == 1.0
+    brightest = np.ceil(8 * shares.max(0) / shares.max() - 1e-3) == 8  # the record has three decimals of each weight
+    assert abs(drawn[1.0] - brightest.sum()) <= 1
+    assert "vtc-dropped" not in svg and "2 tokens, each a mix of patches" in svg
 
 
 def test_a_trimmed_cache_shows_in_the_bars(reduced):

@@ -37,6 +37,7 @@ class Run:
         """JSON-ready. tokens0: patches of the whole image, the base of every ratio.
 
         cells: where several views are drawn on one grid, the places that hold a patch; the others are blank. None: all.
+        soft (of a site): tokens are mixes by cross-attention; a patch's weight is its largest share in one of them.
         """
         trace = self.trace
         return {
@@ -68,6 +69,7 @@ class Run:
         return {
             "site": str(step.site),
             "tokens": step.reduction.m,
+            "soft": self.trace.product(step.site).soft,
             "counts": fate.counts,
             "status": self.trace.on_grid(fate.status).tolist(),
             "weight": [round(w, 3) for w in self.trace.on_grid(fate.weight).tolist()],

@@ -1,6 +1,6 @@
 """Pictures of results: masks over the image, bars, verdicts. Reads `Run.to_dict()` and knows no model.
 
-Everything returned is HTML or SVG with its text escaped. Moving parts (the site slider, hovering) are in `ui/page.js`,
+Everything returned is HTML or SVG with its text escaped. Moving parts (the site slider, hovering) are in `ui/mask.js`,
 which reads the data that `mask` leaves in the `data-mask` attribute.
 """
 
@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 
 SIDE = 336  # pixels of a picture on the page
 DROPPED, MERGED, KEPT = 0, 1, 2
+HEAT = 8  # steps of colour that show soft provenance
 TTFT_STAGES = ("preprocess", "vision", "projector", "compression", "prefill")
 STAGES = {
     "preprocess": "preprocessing",
@@ -134,31 +135,49 @@ def frames(run: dict) -> list[dict]:
 def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str = "") -> str:
     """SVG of the picture (a data URL) under the masks of all sites, the last one shown.
 
-    evidence: bool [g, g] on a grid of its own. The fates of merged patches travel in `data-mask` for the page's script.
+    evidence: bool [g, g] on a grid of its own. The fates of merged patches and the share of the evidence that is left
+    at each site travel in `data-mask` for the page's script.
     """
     rows, columns = run["grid"]
     stations = frames(run)
     shown = stations[-1]["mask"]
     layers = "".join(_layer(site, i, i == shown, rows, columns) for i, site in enumerate(run["sites"]))
-    data = {"grid": run["grid"], "frames": stations, "sites": [_fates(site) for site in run["sites"]]}
-    label = f"{title}: {_counts(run)}"
+    sites = [_fates(site) | {"evidence": _share(site, run["grid"], evidence)} for site in run["sites"]]
+    data = {"grid": run["grid"], "cells": run["cells"], "frames": stations, "sites": sites}
+    label = f"{title}: {_summary(run)}. The arrow keys move over the patches."
     return (
-        f'<svg class="vtc-mask" viewBox="0 0 {columns} {rows}" role="img" aria-label="{escape(label)}" '
-        f'data-mask="{escape(json.dumps(data, separators=(",", ":")))}">'
+        f'<svg class="vtc-mask" viewBox="0 0 {columns} {rows}" role="application" tabindex="0" '
+        f'aria-label="{escape(label)}" data-mask="{escape(json.dumps(data, separators=(",", ":")))}">'
         f'<image href="{escape(picture)}" width="{columns}" height="{rows}" preserveAspectRatio="none"/>'
         f"{layers}{_evidence(evidence, rows, columns)}"
-        '<g class="vtc-links"></g><rect class="vtc-cursor" width="1" height="1" visibility="hidden"/></svg>'
+        '<path class="vtc-group"/><g class="vtc-links"></g>'
+        '<rect class="vtc-cursor" width="1" height="1" visibility="hidden"/></svg>'
     )
 
 
 def _layer(site: dict, index: int, shown: bool, rows: int, columns: int) -> str:
     status = np.array(site["status"]).reshape(rows, columns)
+    drawn = _heat(site, rows, columns) if site["soft"] else _hard(status)
+    return f'<g class="vtc-layer{" on" if shown else ""}" data-site="{index}">{drawn}</g>'
+
+
+def _hard(status: np.ndarray) -> str:
     kept = outline(status == KEPT) if (status == KEPT).sum() < status.size else ""
     return (
-        f'<g class="vtc-layer{" on" if shown else ""}" data-site="{index}">'
         f'<path class="vtc-dropped" d="{cells(status == DROPPED)}"/>'
         f'<path class="vtc-merged" d="{cells(status == MERGED)}"/>'
-        f'<path class="vtc-kept" d="{kept}"/></g>'
+        f'<path class="vtc-kept" d="{kept}"/>'
+    )
+
+
+def _heat(site: dict, rows: int, columns: int) -> str:
+    """Soft provenance: every patch has a share in many tokens. Its largest share, in steps of the site's maximum."""
+    share = np.array(site["weight"]).reshape(rows, columns)
+    level = np.ceil(HEAT * share / max(share.max(), 1e-9)).astype(int)
+    return "".join(
+        f'<path class="vtc-heat" style="--level:{step / HEAT:.3g}" d="{cells(level == step)}"/>'
+        for step in range(HEAT + 1)
+        if (level == step).any()
     )
 
 
@@ -167,7 +186,8 @@ def _fates(site: dict) -> dict:
     merged = [i for i, s in enumerate(site["status"]) if s == MERGED]
     return {
         "label": site_label(site["site"]),
-        "counts": counts(site["counts"]),
+        "counts": counts(site),
+        "soft": site["soft"],
         "status": "".join(map(str, site["status"])),
         "merged": {i: [site["home"][i], site["weight"][i]] for i in merged},
     }
@@ -181,27 +201,33 @@ def _evidence(evidence: np.ndarray | None, rows: int, columns: int) -> str:
     return f'<g class="vtc-evidence" transform="{scale}"><path class="under" d="{path}"/><path d="{path}"/></g>'
 
 
-def _counts(run: dict) -> str:
+def _summary(run: dict) -> str:
     if not run["sites"]:
         return "every patch is kept"
-    return f"patches at the end of the pass: {counts(run['sites'][-1]['counts'])}"
+    return f"patches at the end of the pass: {counts(run['sites'][-1])}"
 
 
-def counts(n: dict[str, int]) -> str:
+def counts(site: dict) -> str:
     """ "64 kept · 512 dropped"; what there is none of is left out."""
-    return " · ".join(f"{n[fate]} {fate}" for fate in ("kept", "merged", "dropped") if n[fate])
+    if site["soft"]:
+        return f"{site['tokens']} tokens, each a mix of patches"
+    return " · ".join(f"{n} {fate}" for fate in ("kept", "merged", "dropped") if (n := site["counts"][fate]))
 
 
 # -- figures --------------------------------------------------------------------------------------------------------
 def evidence_share(run: dict, evidence: np.ndarray) -> float | None:
     """Share of the evidence that is kept or merged at the end of the pass; None where there is no evidence."""
-    rows, columns = run["grid"]
-    r, c = np.nonzero(evidence)
-    if not len(r):
+    if not evidence.any():
         return None
-    if not run["sites"]:
-        return 1.0
-    status = np.array(run["sites"][-1]["status"]).reshape(rows, columns)
+    return _share(run["sites"][-1], run["grid"], evidence) if run["sites"] else 1.0
+
+
+def _share(site: dict, grid: list[int], evidence: np.ndarray | None) -> float | None:
+    """The same at one site; the evidence may be on another grid than the patches."""
+    if evidence is None or not evidence.any():
+        return None
+    (rows, columns), (r, c) = grid, np.nonzero(evidence)
+    status = np.array(site["status"]).reshape(rows, columns)
     there = status[r * rows // evidence.shape[0], c * columns // evidence.shape[1]]
     return float((there > DROPPED).mean())
 

@@ -36,7 +36,8 @@ def card(
     state, remark = viz.verdict(run, truth, full)
     busy = viz.busy_ms(run)
     return f"""<div class="vtc-body">
-<div class="vtc-picture">{viz.mask(run, picture, evidence, run["title"])}<div class="vtc-tip" role="status"></div></div>
+<div class="vtc-picture">{viz.mask(run, picture, evidence, run["title"])}<div class="vtc-tip" aria-hidden="true"></div>
+<p class="vtc-live" aria-live="polite"></p></div>
 {_player(run)}
 {banner(state, run["answer"], remark)}
 <dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
@@ -66,7 +67,7 @@ def _player(run: dict) -> str:
         f'<input type="range" class="vtc-site" min="0" max="{last}" step="1" value="{last}" '
         f'aria-label="Place in the pass" aria-valuetext="{escape(frames[-1]["label"])}">'
         f"<output>{escape(frames[-1]['label'])}</output></div>"
-        f'<p class="vtc-counts">{viz.counts(run["sites"][-1]["counts"]) if run["sites"] else "every patch kept"}</p>'
+        f'<p class="vtc-counts">{viz.counts(run["sites"][-1]) if run["sites"] else "every patch kept"}</p>'
     )
 
 
@@ -94,7 +95,8 @@ def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
         boxes.append(_figure("first token", f"{gain:.1f}×", f"expected {expected:.1f}×", note))
     share = None if evidence is None else viz.evidence_share(run, evidence)
     if share is not None:
-        boxes.append(_figure("evidence", f"{share:.0%}", "kept", "share of the patches that carry the answer"))
+        note = "share of the patches that carry the answer, kept or merged where the slider stands"
+        boxes.append(_figure("evidence", f'<span class="vtc-share">{share:.0%}</span>', "kept", note))
     elif not uneven:
         boxes.append(
             _figure("of all", f"{average / max(run['tokens0'], 1):.0%}", "tokens", "share of the visual tokens")
@@ -129,7 +131,9 @@ def failed(message: str, picture: str = "") -> str:
 # -- the strip on top -----------------------------------------------------------------------------------------------
 LEGEND = (
     '<ul class="vtc-legend"><li class="kept">kept</li><li class="merged">merged</li>'
-    '<li class="dropped">dropped</li><li class="evidence">evidence</li></ul>'
+    '<li class="dropped">dropped</li><li class="soft">share in a token</li>'
+    '<li><button type="button" class="vtc-evidence-toggle evidence" aria-pressed="true" '
+    'title="Show or hide the outline of the patches that carry the answer">evidence</button></li></ul>'
 )
 STAGE_LEGEND = (
     '<ul class="vtc-legend stages">'

@@ -1,4 +1,4 @@
-// The page's behaviour: controls that Gradio has not got, the site slider of the cards, light and dark.
+// The page's behaviour: controls that Gradio has not got, light and dark. The masks are in mask.js.
 // Text from results is only ever set as textContent.
 (() => {
   const make = (tag, attributes = {}, ...children) => {
@@ -152,105 +152,12 @@
     show(props.value.on, false);
   }
 
-  // -- cards -----------------------------------------------------------------------------------------------------
-  const read = (svg) => (svg.vtc?.text === svg.dataset.mask ? svg.vtc : (svg.vtc = { text: svg.dataset.mask, ...JSON.parse(svg.dataset.mask) }));
-  const station = (body) => Number(body.querySelector(".vtc-site")?.value ?? 0);
-
-  function goTo(body, index) {
-    const svg = body.querySelector(".vtc-mask"), range = body.querySelector(".vtc-site");
-    if (!svg || !range) return;
-    const frame = read(svg).frames[index];
-    range.value = index;
-    fill(range);
-    range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
-    body.querySelector(".vtc-player output").textContent = frame.caption = `${frame.label} · ${frame.tokens}`;
-    body.querySelector(".vtc-counts").textContent = frame.mask == null ? "every patch kept" : read(svg).sites[frame.mask].counts;
-    for (const layer of svg.querySelectorAll(".vtc-layer")) layer.classList.toggle("on", Number(layer.dataset.site) === frame.mask);
-    for (const bar of body.querySelectorAll(".vtc-bars span")) bar.classList.toggle("on", Number(bar.dataset.layer) === frame.layer);
-    leave(body);
-  }
-
-  const bodies = () => [...document.querySelectorAll(".vtc-body")].filter((b) => b.querySelector(".vtc-site"));
-  let playing = null;
-  function stop() {
-    if (!playing) return;
-    clearInterval(playing.timer);
-    playing.button.textContent = "▶";
-    playing.button.setAttribute("aria-label", "Play the pass");
-    playing = null;
-  }
-  function play(button) {
-    const again = playing?.button === button;
-    stop();
-    if (again) return;
-    const body = button.closest(".vtc-body"), last = Number(body.querySelector(".vtc-site").max);
-    let at = station(body) >= last ? -1 : station(body);
-    const step = () => { at += 1; goTo(body, at); if (at >= last) stop(); };
-    playing = { button, timer: setInterval(step, 450) };
-    button.textContent = "❚❚";
-    button.setAttribute("aria-label", "Pause");
-    step();
-  }
-
-  function fate(data, index, patch) {
-    const { frames } = data, mask = frames[index].mask;
-    if (mask == null || data.sites[mask].status[patch] === "2") return { text: "kept" };
-    if (data.sites[mask].status[patch] === "1") {
-      const [home, weight] = data.sites[mask].merged[patch], columns = data.grid[1];
-      const where = home < 0 ? "the CLS token" : `patch (${Math.floor(home / columns)}, ${home % columns})`;
-      return { text: `merged: ${weight.toFixed(2)} into ${where}`, home };
-    }
-    const first = frames.find((f) => f.mask != null && data.sites[f.mask].status[patch] === "0");
-    return { text: `dropped at ${data.sites[first.mask].label}` };
-  }
-
-  function leave(body) {
-    body.querySelector(".vtc-cursor")?.setAttribute("visibility", "hidden");
-    body.querySelector(".vtc-links")?.replaceChildren();
-    body.querySelector(".vtc-tip")?.classList.remove("on");
-  }
-
-  function point(svg, event) {
-    const body = svg.closest(".vtc-body"), data = read(svg), [rows, columns] = data.grid, box = svg.getBoundingClientRect();
-    const c = Math.floor(((event.clientX - box.left) / box.width) * columns), r = Math.floor(((event.clientY - box.top) / box.height) * rows);
-    if (c < 0 || r < 0 || c >= columns || r >= rows) return leave(body);
-    const patch = r * columns + c, what = fate(data, station(body), patch), cursor = svg.querySelector(".vtc-cursor");
-    cursor.setAttribute("x", c);
-    cursor.setAttribute("y", r);
-    cursor.setAttribute("visibility", "visible");
-    svg.querySelector(".vtc-links").replaceChildren(...links(data, station(body), patch, what, columns));
-    const tip = body.querySelector(".vtc-tip");
-    tip.textContent = `(${r}, ${c}) ${what.text}`;
-    tip.classList.toggle("low", r < rows / 2);
-    tip.classList.add("on");
-  }
-
-  function links(data, index, patch, what, columns) {
-    const mask = data.frames[index].mask;
-    if (mask == null) return [];
-    const middle = (p) => [(p % columns) + 0.5, Math.floor(p / columns) + 0.5];
-    const draw = (from, to) => {
-      const [x1, y1] = middle(from), [x2, y2] = middle(to), line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-      for (const [k, v] of Object.entries({ x1, y1, x2, y2 })) line.setAttribute(k, v);
-      return line;
-    };
-    if (what.home >= 0) return [draw(patch, what.home)];
-    const members = Object.entries(data.sites[mask].merged).filter(([, [home]]) => home === patch).slice(0, 80);
-    return what.text === "kept" ? members.map(([p]) => draw(Number(p), patch)) : [];
-  }
-
-  document.addEventListener("input", (event) => {
-    if (event.target.matches?.(".vtc-site")) { stop(); goTo(event.target.closest(".vtc-body"), Number(event.target.value)); }
-  });
+  // -- the page ----------------------------------------------------------------------------------------------------
   document.addEventListener("click", (event) => {
     const hit = (selector) => event.target.closest?.(selector);
-    if (hit(".vtc-play")) play(hit(".vtc-play"));
     if (hit(".vtc-theme")) { paint(!dark()); store.set(dark() ? "dark" : "light"); }
     if (hit(".vtc-add")) document.querySelector(".vtc-col.vtc-off")?.dispatchEvent(new Event("vtc:show"));
   });
-  for (const kind of ["pointermove", "pointerdown"])
-    document.addEventListener(kind, (event) => { const svg = event.target.closest?.(".vtc-mask"); if (svg) point(svg, event); });
-  document.addEventListener("pointerout", (event) => { const svg = event.target.closest?.(".vtc-mask"); if (svg) leave(svg.closest(".vtc-body")); });
 
   // A picture dropped on the preview, or pasted, goes the way of the upload button.
   function give(files) {
@@ -265,34 +172,18 @@
   document.addEventListener("drop", (event) => { if (event.target.closest?.("#vtc-preview")) { event.preventDefault(); give(event.dataTransfer.files); } });
   document.addEventListener("paste", (event) => { if (event.clipboardData?.files.length) give(event.clipboardData.files); });
 
-  // Gradio writes new results into the old elements. New data: the slider goes to its end; the same data drawn again:
-  // it stays where the visitor left it.
-  const fresh = (records) => {
-    if (!document.documentElement.style.getPropertyValue("--tabs")) place();
-    const near = (node) => (node.nodeType === Node.ELEMENT_NODE ? node : node.parentElement)?.closest(".vtc-result");
-    for (const result of new Set(records.map((record) => near(record.target)))) {
-      const svg = result?.querySelector(".vtc-mask"), body = svg?.closest(".vtc-body");
-      result?.closest(".vtc-col").classList.remove("vtc-stale");
-      if (!svg) continue;
-      const renewed = svg.vtc?.text !== svg.dataset.mask, index = renewed ? Number(body.querySelector(".vtc-site").max) : station(body);
-      if (renewed || body.querySelector(".vtc-player output").textContent !== read(svg).frames[index]?.caption) {
-        if (renewed && playing && result.contains(playing.button)) stop();
-        goTo(body, index);
-      }
-    }
-  };
   // The tab row stands right of the title, however wide the visitor's font makes it.
   const place = () => {
     const title = document.querySelector(".vtc-top h1 span");
     if (title) document.documentElement.style.setProperty("--tabs", `${Math.round(title.getBoundingClientRect().right + 24)}px`);
   };
-  const begin = () => {
+  // Gradio draws the header late: the row is placed when it is there.
+  const wait = () => { place(); if (!document.documentElement.style.getPropertyValue("--tabs")) setTimeout(wait, 100); };
+  const begin = (start) => (document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start());
+  begin(() => {
     mine();
-    place();
+    wait();
     window.addEventListener("resize", place);
-    new MutationObserver(fresh).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true, attributeFilter: ["data-mask"] });
-    bodies().forEach((body) => goTo(body, Number(body.querySelector(".vtc-site").max)));
-  };
-  window.vtc = { pictures, chips, budget, head };
-  document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", begin) : begin();
+  });
+  window.vtc = { pictures, chips, budget, head, make, fill, begin };
 })();
