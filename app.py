@@ -10,7 +10,12 @@ def parse(args: list[str] | None = None) -> argparse.Namespace:
         "--host", default=os.environ.get("GRADIO_SERVER_NAME", "127.0.0.1"), help="address to listen on"
     )
     parser.add_argument("--port", type=int, help="port to listen on; default: the first free one from 7860 on")
-    parser.add_argument("--model", default="embedded", help="'embedded', a folder, or a hub id of a supported family")
+    parser.add_argument(
+        "--model",
+        default=os.environ.get("VTC_MODEL") or "embedded",
+        help="'embedded', a folder, or a hub id of a supported family; 'list' prints a few and whether they fit here; "
+        "default: the variable VTC_MODEL, or 'embedded'",
+    )
     parser.add_argument("--methods", metavar="DIR", action="append", default=[], help="folder with methods of your own")
     return parser.parse_args(args)
 
@@ -24,15 +29,19 @@ def main() -> None:
     if options.model == "embedded":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    import vtc_demo as vtc
-    from vtc_demo import methods, ui
+    from vtc_demo import methods, models, ui
 
+    if options.model == "list":
+        return print(models.offers()[1])
     try:
         for folder in options.methods:
             methods.load_folder(folder)
-        page = ui.build(vtc.load_vlm(options.model))
+        vlm, notice = ui.serve.load(options.model)
     except ValueError as error:
         raise SystemExit(f"app.py: {error}") from None
+    if notice:
+        print(notice)
+    page = ui.build(vlm, notice)
     page.launch(server_name=options.host, server_port=options.port, **ui.LAUNCH)
 
 

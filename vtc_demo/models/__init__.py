@@ -13,11 +13,11 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from safetensors import SafetensorError
 from transformers import AutoConfig
 
-from . import memory
+from . import catalog, memory
 from .base import VLM, Adapter
 from .catalog import CATALOG
 
-__all__ = ["CATALOG", "FAMILIES", "VLM", "Adapter", "load_vlm"]
+__all__ = ["CATALOG", "FAMILIES", "VLM", "Adapter", "load_vlm", "offers"]
 
 
 def _discover() -> dict[str, Adapter]:
@@ -33,7 +33,9 @@ def _discover() -> dict[str, Adapter]:
 FAMILIES: dict[str, Adapter] = _discover()
 EMBEDDED = Path(__file__).resolve().parents[2] / "assets" / "models" / "embedded"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FAILURES = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)  # of reading somebody's files
+# Of reading somebody's files: TypeError and AttributeError come from a config that holds the wrong things, ImportError
+# from a tokenizer or processor that wants a package which is not installed.
+FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, RuntimeError, SafetensorError)
 
 
 def load_vlm(
@@ -44,7 +46,8 @@ def load_vlm(
     device: default cuda if there is one, else cpu. dtype: torch dtype or its name; default float32 on a CPU, bfloat16
     elsewhere. revision: commit or tag of a hub repository; default that of `catalog`, if it has one. device_map: as in
     accelerate ("auto", or module -> device), for a model larger than one device; then `device` must be left out.
-    Code from a repository is never run; only safetensors weights are read. Progress is shown by transformers.
+    Code from a repository is never run; only safetensors weights are read. Progress bars of the download and of the
+    weights are shown on stderr, unless transformers is told otherwise.
     Raises ValueError if there is no such model, it cannot be had, its family does not run here, or it does not fit.
     """
     if device is not None and device_map is not None:
@@ -57,7 +60,7 @@ def load_vlm(
     try:
         config = AutoConfig.from_pretrained(source, **options)
     except FAILURES as error:
-        raise ValueError(_cannot(name, error)) from error
+        raise ValueError(_cannot(name, error, local)) from error
     adapter = FAMILIES.get(config.model_type)
     if adapter is None:
         raise ValueError(f"cannot run {name}: its family is {config.model_type!r}. {_families()}")
@@ -76,7 +79,7 @@ def load_vlm(
     except memory.TooLarge:
         raise
     except FAILURES as error:
-        raise ValueError(_cannot(name, error)) from error
+        raise ValueError(_cannot(name, error, local)) from error
     if any(p.is_meta for p in model.parameters()):
         raise ValueError(f"{name} does not fit on the devices: accelerate left parts of it aside. {memory.WAYS_OUT}")
     if info["missing_keys"]:
@@ -137,12 +140,28 @@ def _dtype(dtype, device: torch.device) -> torch.dtype:
     return found
 
 
+def offers(device=None, dtype=None) -> tuple[list[dict], str]:
+    """The catalogue as `catalog.rows` and as lines of text: what each model needs and whether it fits here.
+
+    device and dtype as in `load_vlm`; raises ValueError as it does.
+    """
+    device = _device(device)
+    dtype = _dtype(dtype, device)
+    rows = catalog.rows(device, dtype)
+    return rows, catalog.table(rows, device, dtype)
+
+
 def _families() -> str:
-    return "These run: " + "; ".join(a.description for a in FAMILIES.values()) + "."
+    return f"Families that run: {', '.join(a.description.split(' (')[0] for a in FAMILIES.values())}."
 
 
-def _cannot(name, error: Exception) -> str:
-    """One line; the libraries' own messages run over several."""
-    reason = " ".join(str(error).split())[:300] or type(error).__name__
-    advice = "Check the name and the network, or use 'embedded' or a local folder."
-    return f"cannot load {name}: {reason} {advice} {_families()}"
+def _cannot(name, error: Exception, local: bool) -> str:
+    """One line; the libraries' own messages run over several. local: the network was not used."""
+    if local and isinstance(error, OSError) and not Path(name).expanduser().exists() and name != "embedded":
+        return (
+            f"cannot load {name}: the hub cannot be reached and this machine has no complete copy of the model. "
+            "Check the network, or use 'embedded' or a local folder."
+        )
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+    advice = "Check the files and the name, or use 'embedded' or another folder."
+    return f"cannot load {name}: {reason}. {advice} {_families()}"

@@ -29,13 +29,15 @@ LAUNCH = {
 }
 
 
-def build(vlm) -> gr.Blocks:
-    """The page for one loaded model, its first view already computed."""
+def build(vlm, notice: str = "") -> gr.Blocks:
+    """The page for one loaded model, its first view already computed. notice: stands on top until it is dismissed."""
     stream = serve.streamer(vlm)
     small_world = len(vlm.tokenizer) < 1000  # a closed vocabulary: trained on generated scenes alone
     tab = Compare(stream, vlm.shape.patches, small_world)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(_header(vlm), apply_default_css=False, elem_id="vtc-header")
+        if notice:
+            gr.HTML(_notice(notice), apply_default_css=False, elem_id="vtc-notice")
         with gr.Tabs(elem_id="vtc-tabs"):
             with gr.Tab("Compare"):
                 tab.build()
@@ -53,4 +55,12 @@ def _header(vlm) -> str:
         f'<span class="pill">{escape(name)} · {escape(device)}</span>'
         '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button>'
         "</header>"
+    )
+
+
+def _notice(text: str) -> str:
+    """Closes without a script: that is what the form of a dialog does."""
+    return (
+        f'<dialog open class="vtc-notice" aria-label="Notice"><p>{escape(text)}</p>'
+        '<form method="dialog"><button class="pill">Dismiss</button></form></dialog>'
     )

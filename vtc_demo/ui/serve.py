@@ -2,26 +2,74 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
+import gradio as gr
+from gradio.context import LocalContext
 from PIL import Image
 
-from .. import methods, world
-from ..compare import compare_events
+from .. import methods, models, world
+from ..compare import Event, compare_events
+
+ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+if ZERO_GPU:
+    import spaces  # here, because it must come before the model is moved to the GPU, which it emulates until a lease
 
 MAX_METHODS = 4
 GPU_SECONDS = 20  # of a ZeroGPU lease, for all the columns of one click
+NO_LEASE = "This page borrows a GPU for each click. Press Compare to see the first results."
 
 
-def gpu(function: Callable) -> Callable:
-    """On ZeroGPU, run the function in a GPU lease; elsewhere leave it alone."""
+def load(name: str) -> tuple[models.VLM, str]:
+    """(the model of that name, ""), or the embedded one and a sentence on why.
+
+    On a Space only the embedded model and those of the catalogue are loaded. Raises ValueError if the embedded model
+    cannot be loaded either.
+    """
     try:
-        import spaces
-    except ImportError:
+        if name != "embedded" and os.environ.get("SPACE_ID"):
+            models.catalog.pick(name)
+        return models.load_vlm(name), ""
+    except ValueError as error:
+        if name == "embedded":
+            raise
+        reason = str(error).rstrip(".")
+    return models.load_vlm(
+        "embedded"
+    ), f"The model asked for is not running; the embedded one is. The reason: {reason}."
+
+
+def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
+    """On ZeroGPU, run a generator function in one GPU lease per call; elsewhere leave it alone.
+
+    Its arguments and what it yields cross into another process: plain data on the CPU. A ValueError crosses as it is.
+    Outside a visitor's request there is no lease to be had: ValueError.
+    """
+    if not ZERO_GPU:
         return function
-    return spaces.GPU(duration=GPU_SECONDS)(function)
+
+    def work(*args):
+        try:
+            yield from function(*args)
+        except ValueError as error:  # gr.Error is the one kind whose message comes through
+            raise gr.Error(str(error), print_exception=False) from None
+
+    leased = spaces.GPU(duration=seconds)(work)
+
+    def events(*args):
+        if LocalContext.event_id.get(None) is None:
+            raise ValueError(NO_LEASE)
+        try:
+            yield from leased(*args)
+        except gr.Error as error:  # from `work`, or from ZeroGPU: no quota left, no GPU free
+            logging.info("a GPU call ended: %s", error)
+            raise ValueError(str(error.message)) from None
+
+    return events
 
 
 def streamer(vlm) -> Callable[[Image.Image, str, list], Iterator[tuple[str, int | None, Any]]]:
@@ -30,14 +78,24 @@ def streamer(vlm) -> Callable[[Image.Image, str, list], Iterator[tuple[str, int 
     Kinds are those of `compare_events`; a Run and a Comparison arrive as their dicts. Bad input raises ValueError.
     """
 
-    def events(image: Image.Image, question: str, chosen: list) -> Iterator[tuple[str, int | None, Any]]:
+    def plan(image: Image.Image, question: str, chosen: list) -> Iterator[Event]:
+        """The comparison, checked; nothing has run yet."""
         if not 1 <= len(chosen) <= MAX_METHODS:
             raise ValueError(f"{len(chosen)} methods were given; compare 1 to {MAX_METHODS} at a time")
-        for event in compare_events(vlm, image, question, chosen):
+        return compare_events(vlm, image, question, chosen)
+
+    def run(*asked) -> Iterator[tuple[str, int | None, Any]]:
+        for event in plan(*asked):
             data = event.data.to_dict() if event.kind in ("run", "done") else event.data
             yield event.kind, event.index, data
 
-    return gpu(events)
+    leased = gpu(run)
+
+    def events(*asked) -> Iterator[tuple[str, int | None, Any]]:
+        plan(*asked)  # bad input is told before a GPU is asked for
+        yield from leased(*asked)
+
+    return events
 
 
 def scene(seed) -> world.Scene:
