@@ -17,6 +17,8 @@ CHARS = 36
 IGNORE = -100
 # padding of packed text
 EMPTY = dict(ids=0, target=IGNORE, block=-1, offset=0, kind=-1, row=IGNORE, column=IGNORE, row2=IGNORE, column2=IGNORE)
+EMPTY |= dict(asked=IGNORE)
+ASKED = dict(left=0, right=1, above=2, higher=2, below=3, lower=3)
 
 
 def window_positions(window: int, rng: np.random.Generator) -> np.ndarray:
@@ -70,7 +72,8 @@ class PackedQuestions(Dataset):
     ids, target, block, offset: [text]. target is IGNORE except where the next token is part of the answer; block is
     the question's number (-1 padding); offset the position after the picture. kind [text] is the question kind's index.
     row, column [text]: where the item stands that a word names, IGNORE unless it names exactly one. At the end of a
-    question about two items: where the first stands (row, column) and the second (row2, column2).
+    question about two items: where the first stands (row, column) and the second (row2, column2), and `asked`, the
+    number of the direction if the question names exactly one.
     """
 
     def __init__(
@@ -81,6 +84,7 @@ class PackedQuestions(Dataset):
         self.cache: dict[str, list[int]] = {}
         self.things = {self.encode(thing)[0]: thing for thing in THINGS}
         self.colours = {self.encode(colour)[0]: colour for colour in COLOURS}
+        self.directions = {self.encode(word)[0]: number for word, number in ASKED.items()}
 
     def __len__(self) -> int:
         return self.length
@@ -116,6 +120,9 @@ class PackedQuestions(Dataset):
             if len(named) == 2:
                 end = at + len(question) - 1
                 (_, out["row"][end], out["column"][end]), (_, out["row2"][end], out["column2"][end]) = named
+                asked = [self.directions[token] for token in question if token in self.directions]
+                if len(asked) == 1:
+                    out["asked"][end] = asked[0]
             at += len(ids)
         return {"pixels": world.render(scene), "places": places, **out}
 

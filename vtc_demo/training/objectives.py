@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
-from .data import CHARS, GRID, IGNORE, normalise
+from .data import ASKED, CHARS, GRID, IGNORE, normalise
 
 CLASSES = {
     "thing": len(THINGS) + 1,
@@ -85,7 +85,8 @@ class AnswerObjective(nn.Module):
 
     Linear heads, thrown away after training, ask for places on the way: half-way through the decoder a word that names
     an item must know where that item stands; two layers later the end of a question about two items must know both
-    places. Added because relations stayed at chance; in the shipped model they still are (docs/training.md).
+    places, on which side of the second the first stands, and which direction was asked about: an answer of yes or no
+    needs both, and neither alone lowers its loss.
     """
 
     def __init__(self, model: nn.Module, mean, std, prefix: list[int]):
@@ -97,6 +98,8 @@ class AnswerObjective(nn.Module):
         width = self.decoder.config.hidden_size
         self.places = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column")})
         self.pairs = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column", "row2", "column2")})
+        self.asked = nn.Linear(width, 1 + max(ASKED.values()))
+        self.sides = nn.ModuleDict({name: nn.Linear(width, 2) for name in ("row", "column")})
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = normalise(batch["pixels"], self.mean, self.std)
@@ -115,6 +118,18 @@ class AnswerObjective(nn.Module):
                     loss = loss + self.hint * F.cross_entropy(guess, batch[name][known])
                     near = (guess.argmax(-1) - batch[name][known]).abs() <= 1
                     scores[f"{name} of {'pair' if heads is self.pairs else 'word'}"] = near.float()
+        for name, head in self.sides.items():
+            first, second = batch[name], batch[f"{name}2"]
+            known = ends & ((first - second).abs() > 1)
+            if known.any():
+                guess, side = head(later[known]), (first > second)[known].long()
+                loss = loss + self.hint * F.cross_entropy(guess, side)
+                scores[f"side by {name}"] = (guess.argmax(-1) == side).float()
+        known = batch["asked"] != IGNORE
+        if known.any():
+            guess = self.asked(later[known])
+            loss = loss + self.hint * F.cross_entropy(guess, batch["asked"][known])
+            scores["direction asked"] = (guess.argmax(-1) == batch["asked"][known]).float()
         return loss, scores
 
     def decode(self, image: Tensor, batch: dict) -> list[Tensor]:

@@ -21,7 +21,7 @@ from .objectives import AnswerObjective, DenseObjective
 OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, existence=0.5, relation=0)
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
 SIDE = dict(colour=0.7, existence=0.3, counting=0.7, side=6, relation=2)
-HARD = dict(colour=0.75, object=0.5, size=0.75, counting=5, reading=1, background=0.15, existence=1.5, relation=6)
+HARD = dict(colour=0.75, object=0.5, size=0.75, counting=4, reading=1, background=0.15, existence=1.5, relation=10)
 FULL = dict(colour=1, object=0.75, size=1, counting=5, reading=1.5, background=0.5, existence=2.5, relation=4)
 
 
