@@ -102,10 +102,11 @@
     // What Python made of the draft: pieces moved inside, the size of the card.
     adopt(reply) {
       const pieces = [...reply.scene.items, ...(reply.scene.tag ? [reply.scene.tag] : [])];
+      const kept = this.history.at(-1) === JSON.stringify(this.scene);
       this.pieces.forEach((piece, i) => Object.assign(piece, pieces[i]));
       const [left, top, right, bottom] = reply.card ?? [];
       this.card = reply.card && { text: reply.scene.tag.text, px: reply.scene.tag.height, left, top, width: right - left, height: bottom - top };
-      this.history[this.history.length - 1] = JSON.stringify(this.scene);
+      if (kept) this.history[this.history.length - 1] = JSON.stringify(this.scene);
     }
   }
 
@@ -140,7 +141,8 @@
     function dress(node) {
       const card = draft.card, at = (offset, length) => `${(100 * offset) / Math.max(1, side - length)}%`;
       node.classList.add("is-card");
-      if (!card) return;
+      if (!card || node.card === card) return;
+      node.card = card;
       Object.assign(node.querySelector(".cmp-sprite").style, {
         backgroundImage: `url(${picture.src})`,
         backgroundSize: `${(100 * side) / card.width}% ${(100 * side) / card.height}%`,
@@ -224,8 +226,8 @@
       return [((event.clientX - box.left) / box.width) * side, ((event.clientY - box.top) / box.height) * side];
     };
 
-    function drag(event, piece, grip) {
-      const node = nodeOf(piece), [x0, y0] = at(event), dx = piece.x - x0, dy = piece.y - y0;
+    function drag(event, piece, { grip = false, middle = false } = {}) { // middle: held by its middle, not where it was hit
+      const node = nodeOf(piece), [x0, y0] = at(event), [dx, dy] = middle ? [0, 0] : [piece.x - x0, piece.y - y0];
       const reach = (x, y) => Math.max(1, Math.abs(x - piece.x), Math.abs(y - piece.y)), first = reach(x0, y0), was = draft.sizeOf(piece);
       const follow = (e) => {
         const [x, y] = at(e);
@@ -243,7 +245,7 @@
       if (event.button) return;
       node.focus({ preventScroll: true });
       choose(node.dataset.id);
-      drag(event, draft.piece(chosen), event.target.closest(".cmp-grip"));
+      drag(event, draft.piece(chosen), { grip: event.target.closest(".cmp-grip") });
     });
     stage.addEventListener("focusin", (event) => { const node = event.target.closest(".cmp-piece"); if (node && node.dataset.id !== chosen) choose(node.dataset.id); });
 
@@ -255,7 +257,7 @@
         if (Math.hypot(e.clientX - from[0], e.clientY - from[1]) < 8) return;
         stopPull();
         const piece = insert(button.dataset.thing, at(e));
-        if (piece) drag(e, piece);
+        if (piece) drag(e, piece, { middle: true });
       };
       const stopPull = () => { for (const [kind, act] of [["pointermove", pull], ["pointerup", stopPull]]) document.removeEventListener(kind, act); };
       document.addEventListener("pointermove", pull);

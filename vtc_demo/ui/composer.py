@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import logging
-import math
 import random
 from functools import lru_cache
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from .. import viz, world
 from ..world.render import card_size, cutout
-from ..world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT
+from ..world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
 
 CANVAS = 336  # px; the picture that the embedded VLM was trained on
 ITEM_SIZES = (MIN_ITEM, 160)  # px
@@ -62,7 +61,7 @@ def _tidy_item(item: object) -> object:
     if not isinstance(item, dict):
         return item
     size = _clamp(item.get("size_px"), *ITEM_SIZES)
-    if not _finite(size):
+    if not finite(size):
         return item
     half = int(size / 2 + 0.5)
     return item | {"size_px": size} | {axis: _clamp(item[axis], half, CANVAS - half) for axis in "xy" if axis in item}
@@ -80,13 +79,9 @@ def _tidy_tag(tag: object) -> object:
     return tag
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _clamp(value, low: float, high: float):
     """The nearest whole number in the range; what is no finite number stays as it is."""
-    return round(min(max(value, low), high)) if _finite(value) else value
+    return round(min(max(value, low), high)) if finite(value) else value
 
 
 def to_text(scene: world.Scene) -> str:
@@ -247,11 +242,12 @@ def _piece_tools() -> str:
 
 
 def _things() -> str:
-    return "".join(
+    buttons = [
         f'<button type="button" data-thing="{name}" aria-label="Add: {name}" title="{name}" style="--t:{number}">'
         '<span class="cmp-sprite"></span></button>'
         for number, name in enumerate(world.THINGS)
-    )
+    ]
+    return "".join(buttons).replace("<button", "<button autofocus", 1)  # where the dialog opens
 
 
 def _colours() -> str:

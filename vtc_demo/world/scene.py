@@ -20,8 +20,16 @@ MIN_ITEM, MIN_TEXT, MAX_TEXT = 20, 12, 64
 BIG_FROM = 52
 
 
+def finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond every float
+        return False
+
+
 def _number(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if not finite(value):
         raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
