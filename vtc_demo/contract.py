@@ -243,14 +243,14 @@ def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
 
 
 def same_input_same_outcome(cls: type[Method]) -> Iterator[str]:
-    """No hidden state and no chance outside view.seed."""
+    """The same input gives the same outcome: no hidden state, and no chance but view.seed."""
     first, second = rehearse(cls()), rehearse(cls())
     if len(first) != len(second) or not all(_same(a, b) for a, b in zip(first, second)):
         yield "the same input gave two outcomes; draw at random only from view.seed and keep no state"
 
 
 def the_view_is_left_alone(cls: type[Method]) -> None:
-    """What the view shows belongs to the model."""
+    """A hook leaves everything that the view shows as it is."""
 
     def watched(hook, view):
         before = {k: t.clone() for k, t in view.tensors.items()}
@@ -264,7 +264,7 @@ def the_view_is_left_alone(cls: type[Method]) -> None:
 
 
 def spec_round_trips(cls: type[Method]) -> Iterator[str]:
-    """A method's settings survive JSON: links, records and the page depend on it."""
+    """The settings survive JSON, because links, records and the page depend on it."""
     for retention in {_retentions(cls)[0], cls().retention}:
         method = cls(retention=retention)
         if methods.resolve(json.loads(json.dumps(method.spec()))) != method or methods.resolve(method) != method:
@@ -272,7 +272,7 @@ def spec_round_trips(cls: type[Method]) -> Iterator[str]:
 
 
 def bad_retention_is_refused(cls: type[Method]) -> Iterator[str]:
-    """With the range in the message, as `param` fields do by themselves."""
+    """A retention out of range is refused, with the range in the message."""
     bounds = dataclasses.fields(cls)[0].metadata
     for bad in BAD_RETENTIONS:
         try:
@@ -363,6 +363,13 @@ def check(cls: type[Method]) -> list[Finding]:
             message = told(error, cls)
             found.setdefault(message, Finding(cls.card.name, name, message))
     return list(found.values())
+
+
+def extra_methods() -> dict[str, Path]:
+    """The methods that came from folders outside the package: name -> file, in the order of lists."""
+    home = Path(methods.__file__).parent
+    files = {card.name: Path(inspect.getfile(methods.get(card.name))) for card in methods.list_methods()}
+    return {name: file for name, file in files.items() if file.parent != home}
 
 
 def check_folder(folder: str | Path) -> dict[str, list[Finding]]:

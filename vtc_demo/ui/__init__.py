@@ -6,7 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from . import about, api, serve, theme
+from . import about, api, atlas, own, serve, theme
 from .compare import Compare
 
 TITLE = "Visual token compression, side by side"
@@ -41,6 +41,10 @@ def build(vlm, notice: str = "") -> gr.Blocks:
         with gr.Tabs(elem_id="vtc-tabs"):
             with gr.Tab("Compare"):
                 tab.build()
+            with gr.Tab("Atlas", elem_id="vtc-tab-atlas"):
+                atlas.build()
+            with gr.Tab("Your method"):
+                own.build()
             with gr.Tab("About"):
                 about.build()
         api.build(stream)

@@ -1,0 +1,129 @@
+"""The tab Atlas: every paper, searchable and filterable, and a map of them by family, place and month.
+
+All of it is in the page from the start; `atlas.js` searches, filters and draws without asking the server.
+"""
+
+from __future__ import annotations
+
+from html import escape
+from itertools import cycle
+
+import gradio as gr
+
+from .. import atlas, methods, viz
+from ..tokens import SITE_ORDER
+from . import controls
+
+NOWHERE = "none"  # the place of papers that reduce nothing inside a vision-language model
+PLACES = {**controls.PLACES, "input_image": "image", "llm_layer": "LLM layers", NOWHERE: "none"}
+NEUTRAL = ("adjacent", "benchmark/position", "backbone design")  # families that are no compression method: grey
+GREY = "#94a3b8"
+TRAINING = {"yes": "training-free", "no": "trained", "open": "either or neither"}
+
+INTRO = (
+    "Papers on visual token compression and its neighbourhood. Each is placed by what it does and where in the pass "
+    "it does it. What a paper reports of itself is marked as such and was not checked here; what runs on this page "
+    "says how faithful it is."
+)
+
+
+def build() -> None:
+    book = atlas.load()
+    record = papers(book, methods.list_methods())
+    families = [
+        {"name": name, "about": about, "hue": hue}
+        for (name, about), hue in zip(book.families.items(), hues(book.families).values())
+    ]
+    places = [{"name": site, "title": PLACES[site]} for site in (*SITE_ORDER, NOWHERE)]
+    with gr.Column(elem_classes="vtc-atlas-page"):
+        controls.control("atlas", {}, _markup(book, record), papers=record, families=families, places=places)
+
+
+def hues(families: dict[str, str]) -> dict[str, str]:
+    """Family -> colour, that of its methods where it has any."""
+    spare = cycle(viz.OTHER)
+    colour = lambda name: GREY if name in NEUTRAL else viz.PALETTE[name][0] if name in viz.PALETTE else next(spare)  # noqa: E731
+    return {name: colour(name) for name in families}
+
+
+def papers(book: atlas.Atlas, cards: list) -> list[dict]:
+    """What the script needs of each paper."""
+    here = atlas.runnable(book.papers, cards)
+    return [_entry(paper, here[paper.key]) for paper in book.papers]
+
+
+def _entry(paper: atlas.Paper, cards: tuple) -> dict:
+    notebook = atlas.lesson_file(paper)
+    return {
+        "key": paper.key,
+        "name": paper.name,
+        "title": paper.title,
+        "month": paper.first_posted,
+        "arxiv": paper.arxiv,
+        "code": paper.code,
+        "domain": paper.domain,
+        "field": atlas.DOMAINS[paper.domain],
+        "family": paper.family,
+        "sites": paper.sites or (NOWHERE,),
+        "training": {True: "yes", False: "no", None: "open"}[paper.training_free],
+        "idea": paper.idea,
+        "claim": paper.claim,
+        "here": atlas.RUNS if cards else atlas.PLANS[paper.plan],
+        "why": "" if cards else atlas.why_not(paper),
+        "methods": [_method(card) for card in cards],
+        "lesson": notebook and {"number": paper.lesson, "path": f"lessons/{notebook.name}"},
+    }
+
+
+def _method(card) -> dict:
+    return {
+        "name": card.name,
+        "title": card.title,
+        "faithfulness": card.faithfulness,
+        "places": [PLACES[site] for site in card.sites],
+        "deviations": card.deviations,
+        "finding": card.finding,
+    }
+
+
+# -- the frame that the script fills ----------------------------------------------------------------------------------
+def _markup(book: atlas.Atlas, record: list[dict]) -> str:
+    years = sorted({p["month"][:4] for p in record}, reverse=True)
+    used = [s for s in (*SITE_ORDER, NOWHERE) if any(s in p["sites"] for p in record)]
+    states = [s for s in (atlas.RUNS, *dict.fromkeys(atlas.PLANS.values())) if any(p["here"] == s for p in record)]
+    choices = (
+        ("family", "Family", {f: f for f in book.families}),
+        ("site", "Place", {s: PLACES[s] for s in used}),
+        ("here", "On this page", {s: s for s in states}),
+        ("training", "Training", TRAINING),
+        ("domain", "Field", {d: atlas.DOMAINS[d] for d in atlas.DOMAINS if any(p["domain"] == d for p in record)}),
+        ("year", "Year", {y: y for y in years}),
+    )
+    filters = "".join(_choice(*choice) for choice in choices)
+    return f"""<div class="vtc-page vtc-atlas-grid">
+<div class="vtc-rail">
+<section class="vtc-panel" aria-label="Search and filter">
+<label class="search"><span class="vtc-h">Search</span>
+<input type="search" placeholder="name, title or idea" autocomplete="off" spellcheck="false"></label>
+<div class="filters">{filters}</div>
+<p class="told" role="status"></p><p class="meaning soft"></p>
+<button type="button" class="reset" hidden>Clear all filters</button>
+</section>
+<details class="vtc-panel map" open><summary class="vtc-h">Family and place: press a number to filter</summary>
+<div class="cross"></div></details>
+</div>
+<div class="vtc-results">
+<section class="vtc-panel when" aria-label="Papers by month of first posting">
+<p class="vtc-note about">{escape(INTRO)}</p>
+<p class="vtc-h">A dot for each paper, by month of first posting and in the colour of its family; press a month or
+a year to filter</p><div class="months"></div></section>
+<section class="vtc-panel list" aria-label="Papers"><div class="rows"></div></section>
+</div></div>"""
+
+
+def _choice(name: str, title: str, options: dict[str, str]) -> str:
+    items = "".join(f'<option value="{escape(v)}">{escape(text)}</option>' for v, text in options.items())
+    return (
+        f'<label><span class="vtc-h">{title}</span>'
+        f'<select data-filter="{name}"><option value="">all</option>{items}</select></label>'
+    )
