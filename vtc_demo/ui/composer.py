@@ -26,7 +26,7 @@ NEW_ITEM, NEW_TEXT = 64, 28  # px
 LONGEST = 20_000  # characters of a scene as text; twelve objects and a card take about 1200
 SPRITE, MARGIN = 80, 4  # px; the margin keeps neighbours on the sheet apart when the browser scales it
 STAGE = "The picture. Arrow keys move an object, plus and minus change its size, the delete key removes it."
-HINT = "Drag an object to move it, or its corner to change its size. Click one to change it."
+HINT = "Drag an object to move it, or its corner to change its size. Choose one to change it."
 IDEAS = (
     "Write a number, make it tiny and ask what number is written.",
     "Put in ten small stars and ask how many stars there are.",
