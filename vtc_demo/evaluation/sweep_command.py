@@ -85,10 +85,9 @@ def table(record: dict) -> str:
         tokens = (f"{row[name]:.4g}" for name in ("final_tokens", "equivalent_tokens"))
         lines.append(_line(row["title"], *tokens, accuracy, gain, evidence, f"{row['ttft_ms']['median']:.1f}"))
     lines += [f"left out: {p['method']['method']} at {p['tokens']} tokens: {p['reason']}" for p in record["left_out"]]
-    lines.append(
-        f"{record['questions']} questions on {record['scenes']} held-out scenes, in percent. "
-        f"{record['model']['name']}, {where['date'][:10]}, {where['device']}, {where['dtype']}, {where['threads']} threads"
-    )
+    machine = ", ".join([where["device"], where["dtype"], f"{where['threads']} threads"])
+    lines.append(f"{record['questions']} questions on {record['scenes']} held-out scenes, in percent. ")
+    lines[-1] += f"{record['model']['name']}, {where['date'][:10]}, {machine}"
     return "\n".join(lines)
 
 
