@@ -258,6 +258,13 @@ def verdict(run: dict, truth: str | None, full: dict | None) -> tuple[str, str]:
     return "neutral", "as the full model" if same(run["answer"], full["answer"]) else f"full model: {full['answer']}"
 
 
+def cost(match: str, value: float) -> str:
+    """A cost in the measure `match` of `matching`, in words."""
+    if match == "flops":
+        return f"{quantity(value)} FLOPs to the first token"
+    return f"{value:.4g} tokens " + ("at the end" if match == "final tokens" else "on average")
+
+
 def quantity(value: float, unit: str = "") -> str:
     """1310000000 -> "1.31 G", 2400000 -> "2.40 M": three digits."""
     for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):

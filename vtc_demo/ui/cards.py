@@ -12,6 +12,7 @@ from . import summary
 LONG = 12  # characters of an answer that still fit in large type
 MARKS = {"right": "✓", "wrong": "✕", "neutral": "•", "running": ""}
 WAITING = {
+    "matching": "finding the equal cost",
     "preprocess": "preparing the picture",
     "vision": "looking at the picture",
     "projector": "projecting",
@@ -41,11 +42,25 @@ def card(
 {_player(run)}
 {banner(state, run["answer"], remark)}
 <dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
+{_matched(run)}
 <p class="vtc-caption">tokens entering each layer{_trimmed(run)}</p>{viz.layer_bars(run)}
 <p class="vtc-caption">time <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
 {viz.stage_bar(run, max(longest, busy))}
 <p class="vtc-foot"><span>FLOPs <b>{viz.quantity(run["flops"]["total"])}</b></span>
 <span title="{_cache(run)}">KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
+
+
+def _matched(run: dict) -> str:
+    """What the run reached of the cost that all were to have, and why not the same."""
+    matched = run.get("matched")
+    if not matched or run["method"]["method"] == "full":
+        return '<p class="vtc-matched"></p>'
+    reached, target = (viz.cost(matched["match"], matched[key]) for key in ("reached", "target"))
+    if not matched["note"]:
+        shown = matched["match"] == "final tokens"  # among the figures
+        return f'<p class="vtc-matched">{"" if shown else f"Matched at {reached}."}</p>'
+    text = f"Reached {reached} instead of {target}: {matched['note']}."
+    return f'<p class="vtc-matched missed">{escape(text)}</p>'
 
 
 def _trimmed(run: dict) -> str:
@@ -142,10 +157,10 @@ STAGE_LEGEND = (
 )
 
 
-def strip(runs: list[dict], hues: dict[str, str], question: str, truth: str | None) -> str:
-    """The computed sentence and the legends. runs: those that gave an answer."""
+def strip(runs: list[dict], hues: dict[str, str], question: str, truth: str | None, link: str = "") -> str:
+    """The computed sentence and the legends. runs: those that gave an answer; link: query that restores the view."""
     what, time = summary.sentence(runs, hues, truth)
-    return _strip(f'<p class="what">{what}</p><p class="time">{time}</p>', question)
+    return _strip(f'<p class="what">{what}</p><p class="time">{time}</p>', question, link)
 
 
 def waiting(question: str) -> str:
@@ -166,6 +181,7 @@ def stopped() -> str:
     return _strip('<p class="what vtc-stopped">Stopped. Press Compare to start again.</p>')
 
 
-def _strip(text: str, question: str = "") -> str:
+def _strip(text: str, question: str = "", link: str = "") -> str:
     said = f'<div class="vtc-said" aria-live="polite">{text}</div>'
-    return f'<div class="vtc-strip" data-question="{escape(question)}">{said}{LEGEND}{STAGE_LEGEND}</div>'
+    data = f'data-question="{escape(question)}" data-link="{escape(link)}"'
+    return f'<div class="vtc-strip" {data}>{said}{LEGEND}{STAGE_LEGEND}</div>'

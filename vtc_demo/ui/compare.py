@@ -4,131 +4,91 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from dataclasses import dataclass
-from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from .. import methods, viz, world
+from .. import methods, viz
 from ..images import load_rgb
-from . import cards, composer, controls, serve
+from . import cards, composer, controls, export, share
+from .board import Board
+from .share import View
+from .source import Source, preview
 
 SCENES = (12, 5, 27, 32, 22)  # the first is shown first
-QUESTION_KIND = "reading"  # asked of a scene first: what compression costs shows most in reading
 COLUMNS = ("fastervlm", "fastv", "random")
 TOKENS = 64
+QUICK = 1.0  # seconds; a comparison that takes less shows its cards when they are done: waiting ones would only flicker
 FAILED = "Something went wrong on our side. Try again, or choose another method."
 UPLOADED = (
     "This small model knows only its generated world of shapes, colours, numbers and words: "
     "on a picture of your own it shows what is cut and what it costs, not what the picture says."
 )
+NOT_SHARED = "The link was made with a picture of its sender, which does not travel in links: here is another one."
+QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # events that do not run the model
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where the picture comes from: a built-in scene, or an upload (scene None)."""
+@dataclass
+class Brake:
+    """Between the Stop button and the requests of one visitor: how often it was pressed, and at which request.
 
-    image: Image.Image
-    scene: world.Scene | None = None
+    A request looks at it between two steps. Cancelling the event instead can lose the visitor's next click: the browser
+    then waits for the end of an event that is gone.
+    """
 
-    @classmethod
-    def of(cls, seed: int) -> Source:
-        scene = serve.scene(seed)
-        return cls(scene.image, scene)
+    presses: int = 0
+    request: float | None = None
 
-    def truth(self, question: str) -> world.Question | None:
-        return world.truth(self.scene, question) if self.scene else None
-
-    def suggestions(self) -> list[str]:
-        """Questions to click on; the first is asked when the picture is chosen."""
-        if self.scene is None:
-            return ["How many objects are there?", "What number is written?", "Is there a red circle?"]
-        first = {q.kind: q.text for q in reversed(self.scene.questions)}  # one of each kind
-        return [first.pop(QUESTION_KIND), *first.values()] if QUESTION_KIND in first else list(first.values())
-
-
-class Board:
-    """The results of one request as they come in, and their view: the strip, then one card per column."""
-
-    def __init__(self, source: Source, question: str, columns: list[int], hues: dict[str, str]):
-        self.source, self.question, self.columns, self.hues = source, question, columns, hues
-        self.picture = viz.data_url(viz.square(source.image))
-        self.runs: dict[int, dict] = {}  # column -> run
-        self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
-        self.begun = False
-
-    def take(self, kind: str, index: int | None, data: Any) -> None:
-        self.begun = True
-        if kind == "run":
-            self.runs[self.columns[index]] = data
-        elif kind == "error":
-            self.runs[self.columns[index]] = {"error": data}
-        elif kind in ("stage", "token"):
-            column = self.columns[index]
-            stage, text = self.told.get(column, ("", ""))
-            self.told[column] = (data["stage"], text) if kind == "stage" else (stage, data["text"])
-
-    def card(self, column: int) -> str:
-        run = self.runs.get(column)
-        if run is None:
-            return cards.running(self.picture, *self.told.get(column, ("", "")))
-        known = self.source.truth(self.question)
-        full = next((r for r in self._done() if r["method"]["method"] == "full"), None)
-        return cards.card(
-            run,
-            self.picture,
-            full=full,
-            truth=known.answer if known else None,
-            evidence=known.evidence if known else None,
-            longest=max((viz.busy_ms(r) for r in self._done()), default=0.0),
-        )
-
-    def strip(self) -> str:
-        known = self.source.truth(self.question)
-        if not self._done():
-            return cards.problem("No method could answer; the cards say why.")
-        return cards.strip(self._done(), self.hues, self.question, known.answer if known else None)
-
-    def _done(self) -> list[dict]:
-        return [r for _, r in sorted(self.runs.items()) if not r.get("error")]
+    def press(self, request: float) -> None:
+        self.presses, self.request = self.presses + 1, request
 
 
 class Compare:
-    """Builds the tab and answers its events. stream: see `serve.streamer`."""
+    """Builds the tab and answers its events. stream: see `serve.streamer`; model: its name, for the snippet."""
 
-    def __init__(self, stream, total: int, small_world: bool):
-        self.stream, self.total, self.small_world = stream, total, small_world
+    def __init__(self, stream, total: int, small_world: bool, model: str = "embedded"):
+        self.stream, self.total, self.small_world, self.model = stream, total, small_world, model
         self.cards = methods.list_methods()
         self.hues = viz.colours(self.cards)
+        self.seconds = 0.0  # of the last whole comparison
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def specs(self, tokens: int, heads: list[dict]) -> tuple[list[int], list[dict]]:
-        """(columns shown, their methods as `methods.resolve` reads them). Column 0 is the full model."""
+    def specs(self, view: View, heads: list[dict]) -> tuple[list[int], list[dict], dict]:
+        """(columns shown, their methods as `methods.resolve` reads them, how the cost is made equal). Column 0 is the
+        full model. A column with its own number of tokens gives up the equal number for all, not an equal cost."""
         columns, specs = [0], [{"method": "full"}]
+        apart = view.match == share.MATCHES[0] and any(h.get("own") for h in view.columns)
+        options = {} if apart else {"match": view.match, "tokens": view.tokens}
         for column, head in enumerate(heads, 1):
             if not head.get("on", True):
                 continue
             spec = {"method": head["method"], **head.get("params", {})}
-            if any(p["name"] == "retention" for p in methods.parameters(head["method"])):
-                kept = head["tokens"] if head.get("own") else tokens
+            if apart and any(p["name"] == "retention" for p in methods.parameters(head["method"])):
+                kept = head["tokens"] if head.get("own") else view.tokens
                 spec["retention"] = min(1.0, max(0.01, kept / self.total))
             columns.append(column)
             specs.append(spec)
-        return columns, specs
+        return columns, specs, options
 
-    def answer(self, source: Source, question: str, budget: dict, *heads: dict):
-        """The one handler that runs the model: yields the strip and the four cards as results arrive."""
-        board = None
+    def answer(self, source: Source, question: str, budget: dict, brake: Brake, request: float, *heads: dict):
+        """The one handler that runs the model: yields the strip, what can be exported, and the four cards."""
+        board, pressed = None, brake.presses
         try:
-            columns, specs = self.specs(budget["tokens"], list(heads))
-            board = Board(source, question, columns, self.hues)
-            yield from self._follow(board, specs)
+            if request == brake.request:  # stopped while it was waiting for its turn
+                return
+            view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
+            columns, specs, options = self.specs(view, list(heads))
+            board = Board(view, columns, self.hues)
+            for update in self._follow(board, specs, options):
+                if brake.presses != pressed:
+                    return
+                yield update
         except ValueError as error:
-            yield cards.problem(_sentence(error)), *self._given_up(board)
+            yield cards.problem(sentence(error)), gr.skip(), *self._given_up(board)
         except Exception:
             logging.exception("a comparison failed")
-            yield cards.problem(FAILED), *self._given_up(board)
+            yield cards.problem(FAILED), gr.skip(), *self._given_up(board)
 
     @staticmethod
     def _given_up(board: Board | None) -> list:
@@ -136,55 +96,91 @@ class Compare:
         waiting = [c for c in board.columns if c not in board.runs] if board and board.begun else []
         return [cards.failed("no answer", board.picture) if c in waiting else gr.skip() for c in range(4)]
 
-    def _follow(self, board: Board, specs: list[dict]):
-        for kind, index, data in self.stream(board.source.image, board.question, specs):
+    def _follow(self, board: Board, specs: list[dict], options: dict):
+        """One update per event, empty while a quick model is at work, so that Stop is looked at."""
+        began, nothing = time.monotonic(), [gr.skip()] * 6
+        waiting = self.seconds >= QUICK
+        if waiting:
+            yield cards.waiting(board.question), None, *map(board.card, range(4))
+        for kind, index, data in self.stream(board.source.image, board.question, specs, options):
             board.take(kind, index, data)
-            if kind == "start":
-                view = {c: board.card(c) for c in board.columns}
-                yield cards.waiting(board.question), *(view.get(c, "") for c in range(4))
-            elif kind == "done":  # drawn again, now on one scale and against the full model wherever that stands
-                yield board.strip(), *(board.card(c) if c in board.columns else "" for c in range(4))
-            else:
+            if kind == "done":  # drawn again, now on one scale and against the full model wherever that stands
+                self.seconds = time.monotonic() - began
+                yield board.strip(), self._taken(board, specs, options, data), *map(board.card, range(4))
+            elif waiting and index is not None:
                 changed = board.columns[index]
-                yield gr.skip(), *(board.card(c) if c == changed else gr.skip() for c in range(4))
+                yield gr.skip(), gr.skip(), *(board.card(c) if c == changed else gr.skip() for c in range(4))
+            elif not waiting and time.monotonic() - began > QUICK:
+                waiting = True
+                yield cards.waiting(board.question), None, *map(board.card, range(4))
+            else:
+                yield nothing
 
-    def first(self, source: Source, question: str, heads: list[dict]) -> list[str]:
-        """Strip and cards of the first view, really computed."""
-        view = [""] * 5
-        for update in self.answer(source, question, {"tokens": TOKENS, "total": self.total}, *heads):
-            view = [old if isinstance(new, dict) else new for old, new in zip(view, update)]
-        return view
+    def _taken(self, board: Board, specs: list[dict], options: dict, comparison: dict) -> dict:
+        """What can be exported of a finished comparison."""
+        text = export.snippet(self.model, board.source, board.question, specs, options)
+        return {"json": comparison, "python": text}
+
+    def first(self, view: View, heads: list[dict]) -> list:
+        """Strip, export and cards of the first view, really computed."""
+        shown, budget = ["", None, "", "", "", ""], {"tokens": view.tokens, "match": view.match}
+        for update in self.answer(view.source, view.question, budget, Brake(), 0.0, *heads):
+            shown = [old if isinstance(new, dict) and "__type__" in new else new for old, new in zip(shown, update)]
+        return shown
 
     # -- choosing a picture ---------------------------------------------------------------------------------------
     def choose(self, value: dict):
         seed = value.get("seed")
-        source = Source.of(random.randrange(1000, 10**6) if seed == "new" else seed)
-        return self._chosen(source, "")
+        return self._chosen(Source.of(random.randrange(1000, 10**6) if seed == "new" else seed))
 
     def upload(self, path: str):
         try:
             source = Source(viz.square(load_rgb(path), 2 * viz.SIDE))
         except ValueError as error:
-            return *[gr.skip()] * 4, cards.problem(_sentence(error)), gr.skip()
+            return self._refused(error)
         return self._chosen(source, UPLOADED if self.small_world else "")
 
     def compose(self, value: dict):
         try:
             scene = composer.composed(value)
         except ValueError as error:
-            return *[gr.skip()] * 4, cards.problem(_sentence(error)), gr.skip()
-        return self._chosen(Source(scene.image, scene), "")
+            return self._refused(error)
+        return self._chosen(Source(scene.image, scene))
 
-    def _chosen(self, source: Source, note: str):
+    def _chosen(self, source: Source, note: str = "", question: str = ""):
         """source, preview, question, chips, strip (left alone), and a number that starts the comparison."""
         asked = source.suggestions()
-        return source, preview(source, note), asked[0], {"questions": asked, "chosen": ""}, gr.skip(), random.random()
+        chips = {"questions": asked, "chosen": ""}
+        return source, preview(source, note), question or asked[0], chips, gr.skip(), random.random()
+
+    @staticmethod
+    def _refused(error: ValueError):
+        return *[gr.skip()] * 4, cards.problem(sentence(error)), gr.skip()
+
+    # -- links ----------------------------------------------------------------------------------------------------
+    def restore(self, text: str, source: Source):
+        """The view that the page's address names: as `_chosen`, then the picker, the budget and the heads."""
+        heads = [h.value for h in self.heads]
+        first = View(source, self.asked, TOKENS, share.MATCHES[0], heads)
+        try:
+            view = share.read(text, first, self.total)
+        except ValueError as error:
+            known = f"This link cannot be restored: {str(error)[:300].rstrip('.')}. Here is the first view instead"
+            return *self._refused(ValueError(known)), *[gr.skip()] * 5
+        if view is None:
+            return [gr.skip()] * 11
+        note = NOT_SHARED if view.uploaded else ""
+        shown = [*view.columns, *({**head, "on": False} for head in heads[len(view.columns) :])]
+        budget = {"tokens": view.tokens, "total": self.total, "match": view.match}
+        found = view.source or source
+        return *self._chosen(found, note, view.question), {"seed": found.seed}, budget, *shown
 
     # -- the tab --------------------------------------------------------------------------------------------------
-    def build(self) -> None:
+    def build(self, page: gr.Blocks) -> None:
         source = Source.of(SCENES[0])
         asked = source.suggestions()
-        state = gr.State(source)
+        self.asked = asked[0]
+        state, brake, taken = gr.State(source), gr.State(Brake()), gr.State(None)
         go = gr.Number(0, visible="hidden", elem_id="vtc-go")
         with gr.Row(elem_classes="vtc-page"):
             with gr.Column(elem_classes="vtc-rail"):
@@ -194,20 +190,21 @@ class Compare:
                     urls = [(s, viz.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
                     picker = controls.pictures(urls, SCENES[0])
                     composing = composer.Composer()
-                    composing.build()
-                    upload = gr.UploadButton(
-                        "Use a picture of your own", file_types=["image"], elem_id="vtc-upload", size="sm"
-                    )
+                    with gr.Row(elem_classes="vtc-sources"):
+                        composing.build()
+                        upload = gr.UploadButton(
+                            "Your own picture", file_types=["image"], elem_id="vtc-upload", size="sm"
+                        )
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML('<h2 class="vtc-h">Question</h2>', apply_default_css=False)
                     question = gr.Textbox(
-                        asked[0], show_label=False, container=False, max_length=1000, lines=1, max_lines=3,
+                        asked[0], show_label=False, container=False, max_length=share.QUESTION, lines=1, max_lines=3,
                         placeholder="Ask about the picture", elem_id="vtc-question", label="Question",
                     )  # fmt: skip
                     chips = controls.chips(asked)
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML('<h2 class="vtc-h">Compression</h2>', apply_default_css=False)
-                    budget = controls.budget(TOKENS, self.total)
+                    budget = controls.budget(TOKENS, self.total, self.small_world)
                 with gr.Row(elem_classes="vtc-actions"):
                     start = gr.Button("Compare", variant="primary", elem_id="vtc-compare")
                     stop = gr.Button("Stop", variant="secondary", elem_id="vtc-stop", min_width=60)
@@ -219,14 +216,32 @@ class Compare:
                         with gr.Column(elem_classes=["vtc-col", f"vtc-col-{column}"]):
                             heads.append(self._head(column))
                             bodies.append(gr.HTML(apply_default_css=False, elem_classes="vtc-result"))
-                gr.HTML(
-                    '<button type="button" class="vtc-add pill" hidden>+ Add a column</button>', apply_default_css=False
-                )
-        filled = self.first(source, asked[0], [h.value for h in heads[1:]])
-        for component, html in zip([strip, *bodies], filled):
-            component.value = html
-        composing.wire(state, self.compose, [state, shown, question, chips, strip, go])
-        self._wire(state, go, shown, picker, upload, question, chips, budget, start, stop, strip, heads[1:], bodies)
+                take = controls.take()
+        self.heads = heads[1:]
+        view = View(source, asked[0], TOKENS, share.MATCHES[0], [h.value for h in self.heads])
+        for component, value in zip([strip, taken, *bodies], self.first(view, view.columns)):
+            component.value = value
+        changed, results = [state, shown, question, chips, strip, go], [strip, taken, *bodies]
+        composing.wire(state, self.compose, changed)
+        self._choose_wires(changed, picker, upload, chips)
+        page.load(
+            self.restore, [gr.Textbox(visible=False), state], [*changed, picker, budget, *self.heads],
+            js="(text, state) => [location.search, state]", **QUIET,
+        )  # fmt: skip
+        for chosen in (start.click, question.submit, budget.pick, *(h.pick for h in self.heads)):
+            chosen(None, None, go, js="() => Math.random()", **QUIET)
+        # Every choice ends here. While one comparison runs, only the last of the later ones is remembered.
+        go.change(
+            self.answer, [state, question, budget, brake, go, *self.heads], results, trigger_mode="always_last",
+            concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        stop.click(_stop, [brake, go], strip, **QUIET)
+        take.pick(_take, [take, taken], take, **QUIET)
+
+    def _choose_wires(self, changed, picker, upload, chips) -> None:
+        picker.pick(self.choose, picker, changed, **QUIET)
+        upload.upload(self.upload, upload, changed, **QUIET)
+        chips.pick(None, chips, [changed[2], changed[5]], js="(v) => [v.chosen, Math.random()]", **QUIET)
 
     def _head(self, column: int) -> gr.HTML:
         if column == 0:
@@ -236,29 +251,21 @@ class Compare:
         known = [c for c in COLUMNS if c in entries] or ["random"]
         return controls.head(column + 1, known[(column - 1) % len(known)], self.cards, self.hues, entries)
 
-    def _wire(self, state, go, shown, picker, upload, question, chips, budget, start, stop, strip, heads, bodies):
-        changed = [state, shown, question, chips, strip, go]
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        picker.pick(self.choose, picker, changed, **quick)
-        upload.upload(self.upload, upload, changed, **quick)
-        chips.pick(None, chips, [question, go], js="(v) => [v.chosen, Math.random()]", **quick)
-        for chosen in (start.click, question.submit, budget.pick, *(h.pick for h in heads)):
-            chosen(None, None, go, js="() => Math.random()", **quick)
-        # Every choice ends here. While one comparison runs, only the last of the later ones is remembered.
-        running = go.change(
-            self.answer, [state, question, budget, *heads], [strip, *bodies], trigger_mode="always_last",
-            concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        stop.click(cards.stopped, None, strip, cancels=[running], **quick)
+
+def _stop(brake: Brake, request: float) -> str:
+    brake.press(request)
+    return cards.stopped()
 
 
-def preview(source: Source, note: str = "") -> str:
-    """The chosen picture as the model is shown it."""
-    text = f'<p class="vtc-note">{note}</p>' if note else ""
-    return f'<img src="{viz.data_url(viz.square(source.image))}" alt="the picture that the question is about">{text}'
+def _take(value: dict, taken: dict | None) -> dict:
+    """What a visitor takes along: {"want", "text", "problem"}; want: "json" or "python"."""
+    want = value.get("want")
+    if taken is None:
+        return {"want": want, "text": "", "problem": "There is no finished comparison yet; press Compare first."}
+    return {"want": want, "text": export.as_json(taken["json"]) if want == "json" else taken["python"], "problem": ""}
 
 
-def _sentence(error: Exception) -> str:
+def sentence(error: Exception) -> str:
     text = str(error)
     if "." not in text.split(" ")[0]:  # the name of a file stays as it is
         text = text[:1].upper() + text[1:]

@@ -13,7 +13,17 @@ from itertools import groupby
 
 import gradio as gr
 
+from ..matching import MATCHES
+from .share import fewest
+
 BUDGETS = (32, 64, 128, 192, 288)  # visual tokens; 64, 128 and 192 are those of the papers' tables
+
+# What can be made equal, in the order of `matching.MATCHES`: label, and what it means.
+WAYS = {
+    "final tokens": ("equal tokens", "Every method ends with this many visual tokens."),
+    "equivalent tokens": ("equal average", "Every method has this many visual tokens on average over the layers."),
+    "flops": ("equal FLOPs", "Every method costs what this many tokens cost that are left before the language model."),
+}
 
 PLACES = {
     "input_image": "input",
@@ -53,16 +63,36 @@ def chips(questions: list[str]) -> gr.HTML:
     return control("chips", {"questions": questions, "chosen": ""}, '<div class="chips" role="group"></div>')
 
 
-def budget(tokens: int, total: int) -> gr.HTML:
-    """The retention shared by all columns, chosen in tokens. value: {"tokens": n, "total": n}."""
-    marks = "".join(f'<button type="button" data-tokens="{n}">{n}</button>' for n in BUDGETS if n < total)
-    low = max(1, -(-total // 100))  # methods keep at least 1 %
-    markup = (
-        f'<input type="range" min="{low}" max="{total}" step="1" value="{tokens}" aria-label="Visual tokens kept">'
-        '<div class="read"><output></output><span class="share"></span></div>'
-        f'<div class="marks" role="group">{marks}</div>'
+def budget(tokens: int, total: int, live: bool) -> gr.HTML:
+    """The cost shared by all columns, in tokens, and what is made equal. value: {"tokens", "total", "match"}.
+
+    live: the model is quick enough to follow the slider while it moves.
+    """
+    ways = "".join(
+        f'<button type="button" data-match="{match}" data-about="{escape(about)}">{label}</button>'
+        for match, (label, about) in WAYS.items()
     )
-    return control("budget", {"tokens": tokens, "total": total}, markup)
+    marks = "".join(f'<button type="button" data-tokens="{n}">{n}</button>' for n in BUDGETS if n < total)
+    markup = (
+        f'<div class="ways" role="group" aria-label="What is made equal">{ways}</div><p class="way"></p>'
+        f'<input type="range" min="{fewest(total)}" max="{total}" step="1" value="{tokens}" '
+        'aria-label="Visual tokens kept"><div class="read"><output></output><span class="share"></span></div>'
+        f'<div class="marks" role="group" aria-label="Usual numbers of tokens">{marks}</div>'
+    )
+    return control("budget", {"tokens": tokens, "total": total, "match": MATCHES[0]}, markup, live=live)
+
+
+def take() -> gr.HTML:
+    """Below the cards: a further column, and the comparison to take along. value: {"want", "text", "problem"}."""
+    markup = (
+        '<div class="vtc-below"><button type="button" class="vtc-add pill" hidden>+ Add a column</button>'
+        '<span class="vtc-take">Take this comparison along:'
+        '<button type="button" class="pill" data-want="json" title="Everything that was measured, as the API gives it">'
+        "JSON</button>"
+        '<button type="button" class="pill" data-want="python" title="A few lines that repeat it">Python</button>'
+        "</span></div>"
+    )
+    return control("take", {"want": ""}, markup)
 
 
 def head(number: int, method: str, cards: list, hues: dict[str, str], catalogue: dict, on: bool = True) -> gr.HTML:

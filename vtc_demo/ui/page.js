@@ -16,14 +16,18 @@
   const mine = () => { const chosen = store.get(); if (chosen) paint(chosen === "dark"); };
 
   // -- controls --------------------------------------------------------------------------------------------------
-  function pictures(element, props, pick) {
+  function pictures(element, props, pick, watch) {
+    const draw = () => {
+      for (const b of element.querySelectorAll("[data-seed]")) b.setAttribute("aria-pressed", b.dataset.seed === String(props.value.seed));
+    };
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (!button) return;
-      for (const b of element.querySelectorAll("[data-seed]")) b.setAttribute("aria-pressed", b === button);
       props.value = { seed: button.dataset.seed === "new" ? "new" : Number(button.dataset.seed) };
+      draw();
       pick({});
     });
+    watch("value", draw);
   }
 
   function chips(element, props, pick, watch) {
@@ -49,30 +53,58 @@
     show();
   }
 
-  function budget(element, props, pick) {
+  const READ = { "final tokens": "kept", "equivalent tokens": "on average", flops: "by FLOPs" };
+  function budget(element, props, pick, watch) {
     const range = element.querySelector("input"), total = props.value.total;
+    let resting = null, mine = null; // mine: what was last set here; any other value comes from a link
     const show = () => {
-      const n = Number(range.value);
-      element.querySelector("output").textContent = `${n} of ${total} kept`;
+      const n = Number(range.value), { match } = props.value;
+      element.querySelector("output").textContent = `${n} of ${total} ${READ[match]}`;
       element.querySelector(".share").textContent = `${Math.round((100 * n) / total)} %`;
       fill(range);
       for (const b of element.querySelectorAll(".marks button")) b.setAttribute("aria-pressed", Number(b.dataset.tokens) === n);
+      for (const b of element.querySelectorAll(".ways button")) {
+        b.setAttribute("aria-pressed", b.dataset.match === match);
+        if (b.dataset.match === match) element.querySelector(".way").textContent = b.dataset.about;
+      }
+      document.body.classList.toggle("vtc-matching", match !== "final tokens"); // then no column has a number of its own
     };
-    const done = (tokens) => { props.value = { tokens, total }; pick({}); };
-    slider(range, () => Number(range.value), show, done);
-    element.querySelector(".marks").addEventListener("click", (event) => {
-      const n = event.target.dataset.tokens;
-      if (!n) return;
-      range.value = n;
+    const done = (change) => {
+      clearTimeout(resting);
+      props.value = { ...props.value, ...change };
+      mine = JSON.stringify(props.value);
       show();
-      done(Number(n));
+      pick({});
+    };
+    const now = () => Number(range.value);
+    range.addEventListener("input", () => {
+      show();
+      clearTimeout(resting);
+      if (props.live) resting = setTimeout(() => done({ tokens: now() }), 80);
+    });
+    range.addEventListener("change", () => { if (now() !== props.value.tokens) done({ tokens: now() }); });
+    element.addEventListener("click", (event) => {
+      const { tokens, match } = event.target.dataset;
+      if (tokens) { range.value = tokens; done({ tokens: Number(tokens) }); }
+      if (match) done({ match });
+    });
+    show();
+    watch("value", () => {
+      if (JSON.stringify(props.value) === mine) return;
+      range.value = props.value.tokens;
+      show();
     });
   }
 
-  function head(element, props, pick) {
+  function head(element, props, pick, watch) {
     const select = element.querySelector("select"), settings = element.querySelector(".settings");
     const column = element.closest(".vtc-col"), gear = element.querySelector(".gear");
-    const set = (change, tell = true) => { props.value = { ...props.value, ...change }; if (tell) { column.classList.add("vtc-stale"); pick({}); } };
+    let mine = null; // what was last set here: any other value comes from a link
+    const set = (change, tell = true) => {
+      props.value = { ...props.value, ...change };
+      mine = JSON.stringify(props.value);
+      if (tell) { column.classList.add("vtc-stale"); pick({}); }
+    };
     const total = () => Number(document.querySelector(".vtc-budget input")?.max ?? 576);
 
     const describe = () => {
@@ -102,7 +134,7 @@
       row.hidden = !box.checked;
       box.addEventListener("change", () => { row.hidden = !box.checked; set({ own: box.checked }); });
       slider(range, () => Number(range.value), () => { out.textContent = `${range.value} of ${total()}`; }, (tokens) => set({ tokens }));
-      return make("div", { class: "param" }, make("label", {}, box, " own number of tokens"), row);
+      return make("div", { class: "param own" }, make("label", {}, box, " own number of tokens"), row);
     };
     const parameter = (p) => {
       const now = props.value.params[p.name] ?? p.default;
@@ -148,8 +180,14 @@
     };
     element.querySelector(".close").addEventListener("click", () => show(false, true));
     column.addEventListener("vtc:show", () => show(true, true));
-    describe();
-    show(props.value.on, false);
+    const restore = () => {
+      if (JSON.stringify(props.value) === mine) return;
+      select.value = props.value.method;
+      describe();
+      show(props.value.on, false);
+    };
+    restore();
+    watch("value", restore);
   }
 
   // -- the page ----------------------------------------------------------------------------------------------------

@@ -72,17 +72,18 @@ def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
     return events
 
 
-def streamer(vlm) -> Callable[[Image.Image, str, list], Iterator[tuple[str, int | None, Any]]]:
-    """The one function that runs the model: (image, question, methods) -> (kind, column, data) as plain data.
+def streamer(vlm) -> Callable[..., Iterator[tuple[str, int | None, Any]]]:
+    """The one function that runs the model: (image, question, methods[, options]) -> (kind, column, data), plain data.
 
-    Kinds are those of `compare_events`; a Run and a Comparison arrive as their dicts. Bad input raises ValueError.
+    options: further arguments of `compare_events`, by name. Kinds are those of its events; a Run and a Comparison
+    arrive as their dicts. Bad input raises ValueError.
     """
 
-    def plan(image: Image.Image, question: str, chosen: list) -> Iterator[Event]:
+    def plan(image: Image.Image, question: str, chosen: list, options: dict | None = None) -> Iterator[Event]:
         """The comparison, checked; nothing has run yet."""
         if not 1 <= len(chosen) <= MAX_METHODS:
             raise ValueError(f"{len(chosen)} methods were given; compare 1 to {MAX_METHODS} at a time")
-        return compare_events(vlm, image, question, chosen)
+        return compare_events(vlm, image, question, chosen, **(options or {}))
 
     def run(*asked) -> Iterator[tuple[str, int | None, Any]]:
         for event in plan(*asked):

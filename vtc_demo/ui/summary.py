@@ -26,9 +26,20 @@ def _full_alone(full: dict | None, truth: str | None) -> str:
 
 
 def _budget(runs: list[dict]) -> str:
-    tokens = sorted({r["visual_tokens"] for r in runs})
-    span = str(tokens[0]) if len(tokens) == 1 else f"{tokens[0]} to {tokens[-1]}"
-    return f"<b>{span} of {max(r['tokens0'] for r in runs)}</b> tokens"
+    """What the runs cost, in the measure by which they were matched."""
+    match = (runs[0].get("matched") or {}).get("match")
+    total = max(r["tokens0"] for r in runs)
+    if match == "flops":
+        return f"<b>{_span([viz.quantity(f) for f in sorted(r['matched']['reached'] for r in runs)])}</b> FLOPs"
+    if match == "equivalent tokens":
+        tokens = sorted(r["equivalent_tokens"] for r in runs)
+        return f"<b>{_span([f'{n:.0f}' for n in tokens])} of {total}</b> tokens on average"
+    return f"<b>{_span([str(n) for n in sorted(r['visual_tokens'] for r in runs)])} of {total}</b> tokens"
+
+
+def _span(values: list[str]) -> str:
+    """From the first to the last, or the one that they all are."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
 
 
 def _answers(runs: list[dict], full: dict | None, hues: dict[str, str], truth: str | None) -> str:

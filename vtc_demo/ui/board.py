@@ -1,0 +1,58 @@
+"""The results of one request as they come in, and their view: the strip, then one card per column."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import viz
+from . import cards
+from .share import View, query
+
+
+class Board:
+    """columns: places on the page of the methods that run; hues: method name -> colour."""
+
+    def __init__(self, view: View, columns: list[int], hues: dict[str, str]):
+        self.view, self.columns, self.hues = view, columns, hues
+        self.source, self.question = view.source, view.question
+        self.picture = viz.data_url(viz.square(view.source.image))
+        self.runs: dict[int, dict] = {}  # column -> run
+        self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
+        self.begun = False
+
+    def take(self, kind: str, index: int | None, data: Any) -> None:
+        self.begun = True
+        if kind == "run":
+            self.runs[self.columns[index]] = data
+        elif kind == "error":
+            self.runs[self.columns[index]] = {"error": data}
+        elif kind in ("stage", "token"):
+            column = self.columns[index]
+            stage, text = self.told.get(column, ("", ""))
+            self.told[column] = (data["stage"], text) if kind == "stage" else (stage, data["text"])
+
+    def card(self, column: int) -> str:
+        if column not in self.columns:
+            return ""
+        run = self.runs.get(column)
+        if run is None:
+            return cards.running(self.picture, *self.told.get(column, ("", "")))
+        known = self.source.truth(self.question)
+        full = next((r for r in self._done() if r["method"]["method"] == "full"), None)
+        return cards.card(
+            run,
+            self.picture,
+            full=full,
+            truth=known.answer if known else None,
+            evidence=known.evidence if known else None,
+            longest=max((viz.busy_ms(r) for r in self._done()), default=0.0),
+        )
+
+    def strip(self) -> str:
+        known = self.source.truth(self.question)
+        if not self._done():
+            return cards.problem("No method could answer; the cards say why.")
+        return cards.strip(self._done(), self.hues, self.question, known.answer if known else None, query(self.view))
+
+    def _done(self) -> list[dict]:
+        return [r for _, r in sorted(self.runs.items()) if not r.get("error")]

@@ -1,0 +1,47 @@
+"""A comparison to take along: as JSON, as the API gives it, and as a Python snippet that repeats it."""
+
+from __future__ import annotations
+
+import json
+
+from .. import viz
+from .source import Source
+
+
+def as_json(comparison: dict) -> str:
+    return json.dumps(comparison, ensure_ascii=False, indent=1)
+
+
+def snippet(model: str, source: Source, question: str, specs: list[dict], options: dict) -> str:
+    """Python that repeats a comparison with `vtc.compare`. options: its further keyword arguments."""
+    lines = [
+        "import vtc_demo as vtc",
+        "",
+        f"vlm = vtc.load_vlm({model!r})",
+        *_picture(source),
+        "c = vtc.compare(",
+        "    vlm,",
+        "    image,",
+        f"    {question!r},",
+        "    [",
+        *(f"        {spec!r}," for spec in specs),
+        "    ],",
+        *(f"    {name}={value!r}," for name, value in options.items()),
+        ")",
+        "for run in c.runs:",
+        '    print(run.method.card.title, "->", run.error or run.answer)',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _picture(source: Source) -> list[str]:
+    if source.scene is None:
+        return [
+            "from vtc_demo import viz",
+            "",
+            "# The picture is your own and is not part of this text: put its file name here.",
+            f'image = viz.square(vtc.load_rgb("picture.png"), {2 * viz.SIDE})',
+        ]
+    if source.seed is None:
+        return [f"image = vtc.world.Scene.from_dict({source.scene.to_dict()!r}).image"]
+    return [f"image = vtc.world.sample(seed={source.seed}).image"]
