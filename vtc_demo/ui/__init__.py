@@ -33,14 +33,14 @@ def build(vlm, notice: str = "") -> gr.Blocks:
     """The page for one loaded model, its first view already computed. notice: stands on top until it is dismissed."""
     stream = serve.streamer(vlm)
     small_world = len(vlm.tokenizer) < 1000  # a closed vocabulary: trained on generated scenes alone
-    tab = Compare(stream, vlm.shape.patches, small_world)
+    tab = Compare(stream, vlm.shape.patches, small_world, vlm.name)
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(_header(vlm), apply_default_css=False, elem_id="vtc-header")
         if notice:
             gr.HTML(_notice(notice), apply_default_css=False, elem_id="vtc-notice")
         with gr.Tabs(elem_id="vtc-tabs"):
             with gr.Tab("Compare"):
-                tab.build()
+                tab.build(page)
             with gr.Tab("Atlas", elem_id="vtc-tab-atlas"):
                 atlas.build()
             with gr.Tab("Your method"):
@@ -58,6 +58,7 @@ def _header(vlm) -> str:
         f'<header class="vtc-top"><h1><span>{TITLE}</span></h1>'
         f'<span class="pill">{escape(name)} · {escape(device)}</span>'
         '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button>'
+        '<button type="button" class="vtc-link pill" title="Copy a link to this comparison">Share</button>'
         "</header>"
     )
 
