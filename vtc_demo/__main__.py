@@ -14,6 +14,7 @@ OWN_OPTIONS = {  # commands that read their own options
     "evaluate": "evaluation",
     "sweep": "evaluation.sweep_command",
     "bench": "bench",
+    "lab": "lab",
 }
 DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
 
@@ -82,6 +83,7 @@ def parser() -> Parser:
     commands.add_parser(
         "bench", help="speed against the full model and model.generate (see bench --help)", add_help=False
     )
+    commands.add_parser("lab", help="time methods at the shapes of real models (see lab --help)", add_help=False)
     for command in (compare, methods):
         command.add_argument("--methods-dir", action="append", default=[], metavar="FOLDER", help="a folder of methods")
     for command in (compare, methods, check):

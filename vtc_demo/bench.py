@@ -238,31 +238,7 @@ def unreduced(full: Times, reduced: Times) -> str:
     return "; ".join(said) or "the stages before the prefill shrink less"
 
 
-# -- the machine ----------------------------------------------------------------------------------------------------
-@torch.inference_mode()
-def roofs(device: torch.device, dtype: torch.dtype, size: int = 1024) -> dict[str, float]:
-    """peak_flops (FLOP/s of a product [size, size]^2) and bandwidth (byte/s of a large copy), the best of a few."""
-    a = torch.randn(size, size, device=device).to(dtype)
-    source = torch.zeros(32 * size * size, device=device, dtype=dtype)
-    target = torch.empty_like(source)
-    moved = 2 * source.numel() * source.element_size()
-    return {
-        "peak_flops": 2 * size**3 / best_seconds(lambda: a @ a, device),
-        "bandwidth": moved / best_seconds(lambda: target.copy_(source), device),
-    }
-
-
-def best_seconds(work: Callable, device: torch.device, tries: int = 6) -> float:
-    def once() -> float:
-        measure.synchronise(device)
-        start = time.perf_counter()
-        work()
-        measure.synchronise(device)
-        return time.perf_counter() - start
-
-    return min(once() for _ in range(tries))
-
-
+# -- memory -----------------------------------------------------------------------------------------------------------
 def peak_bytes(work: Callable, device: torch.device) -> int:
     """Most bytes of tensors held at once during `work`, beyond those held at its start."""
     if device.type == "cuda":
@@ -292,7 +268,7 @@ def bench(vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, progress
     names = names or [card.name for card in methods.list_methods() if card.name != "full"]
     columns = [column for name in names for column in at_budgets(name, tokens, vlm.shape.patches)]
     progress = progress or (lambda line: None)
-    environment = surroundings(vlm)
+    environment = measure.surroundings(vlm.device, vlm.dtype)
     progress("generate")
     record = {
         "model": vlm.name,
@@ -324,14 +300,6 @@ def at_budgets(name: str, tokens, patches: int) -> list[tuple[int, Method]]:
             raise ValueError(f"cannot leave {budget} tokens; this model has {patches}, give 1 to {patches}")
         out.append((budget, methods.resolve(name, retention=min(1.0, math.ceil(1e6 * budget / patches) / 1e6))))
     return out
-
-
-def surroundings(vlm: VLM) -> dict[str, Any]:
-    """The environment record, how busy the machine was, and its roofs."""
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    machine = {"cores": os.cpu_count(), "load_average": busy}
-    waiting = {name: os.environ.get(name) for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    return measure.environment(vlm.device, vlm.dtype) | machine | waiting | roofs(vlm.device, vlm.dtype)
 
 
 # -- output ---------------------------------------------------------------------------------------------------------

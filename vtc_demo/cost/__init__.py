@@ -5,6 +5,7 @@ multiply-add; the conventions of published papers are offered by name in CONVENT
 reproduced. Never compare numbers of two conventions.
 """
 
+from . import layers
 from .conventions import CONVENTIONS, Convention, flops
 from .counts import (
     attention_flops,
@@ -15,6 +16,7 @@ from .counts import (
     run_flops,
     turn_flops,
 )
+from .layers import Work
 from .memory import expected_speedup, kv_bytes, kv_bytes_per_layer, roofline, weight_bytes
 from .spec import SPECS, ModelSpec
 
@@ -23,12 +25,14 @@ __all__ = [
     "SPECS",
     "Convention",
     "ModelSpec",
+    "Work",
     "attention_flops",
     "causal_pairs",
     "expected_speedup",
     "flops",
     "kv_bytes",
     "kv_bytes_per_layer",
+    "layers",
     "linear_flops",
     "mlp_flops",
     "roofline",

@@ -1,0 +1,198 @@
+"""The record in words and as a table."""
+
+from __future__ import annotations
+
+from .. import cost
+
+SLACK = 0.95  # a ratio this close to what was expected needs no explanation
+STAGES = ("vision", "projector", "prefill", "lm_head", "ttft")
+
+
+def spec_of(record: dict) -> cost.ModelSpec:
+    """The shape of a record."""
+    return cost.ModelSpec(**record["spec"])
+
+
+def itemsize(record: dict) -> int:
+    """Bytes of one value."""
+    return 4 if record["environment"]["dtype"] == "float32" else 2
+
+
+def ridge(record: dict) -> float:
+    """FLOPs per byte above which arithmetic, below which memory decides the time on the machine of a record."""
+    return record["environment"]["peak_flops"] / record["environment"]["bandwidth"]
+
+
+def label(row: dict) -> str:
+    return row["title"] if row["method"]["method"] == "full" else f"{row['title']} @ {row['budget']}"
+
+
+def amount(value: float, unit: str = "B") -> str:
+    """Bytes or FLOPs in round figures: 13 GB, 0.3 GB, 40 MB."""
+    for factor, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor / 10:
+            shown = value / factor
+            return f"{shown:.0f} {prefix}{unit}" if shown >= 10 else f"{shown:.1f} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+# -- why ------------------------------------------------------------------------------------------------------------
+def prefill_reason(record: dict, row: dict) -> str:
+    """What decides the prefill's time at the fewest tokens that a layer sees."""
+    n = min(row["schedule"]) + row["text_tokens"]
+    intensity = cost.layers.layer_prefill(spec_of(record), n, 1, itemsize(record)).intensity
+    balance = ridge(record)
+    said = (
+        f"With {n} tokens a decoder layer computes {intensity:.0f} FLOPs for every byte that it must move; this "
+        f"machine can do {balance:.0f} in the same time. "
+    )
+    if intensity >= balance:
+        return said + "Arithmetic decides, so every token dropped saves time."
+    return said + "Reading the weights decides, so dropping still more tokens would save nothing."
+
+
+def decode_reason(record: dict, row: dict, batch: int) -> str:
+    """What a decode step moves, and what of it shrinks."""
+    spec, size, full = spec_of(record), itemsize(record), record["rows"][0]
+    weights = cost.weight_bytes(spec, size)
+    fixed = weights["prefill"] + weights["lm_head"]
+    before, after = batch * full["kv_bytes"], batch * row["kv_bytes"]
+    if row["ms"]["decode"][str(batch)] is None:
+        return f"At batch {batch} one layer's cache alone does not fit into this machine's memory."
+    said = (
+        f"At batch {batch} a decode step reads {amount(fixed)} of weights, which compression leaves as they are, and "
+    )
+    if row is full:
+        return said + f"{amount(before)} of cache."
+    said += f"{amount(after)} of cache in place of {amount(before)}"
+    if full["ms"]["decode"][str(batch)] is None:
+        return said + "; the full model's does not fit into this machine's memory."
+    return said + f": {row['expected_ratios']['decode'][str(batch)]:.2f}x is the most to expect."
+
+
+def gap_reason(record: dict, row: dict) -> str | None:
+    """Why the prefill's ratio falls short of the expected one, from the rates reached; None if it does not."""
+    measured, expected = row["ratios"]["prefill"]["median"], row["expected_ratios"]["prefill"]
+    if measured >= SLACK * expected:
+        return None
+    timed = [p for p in record["points"] if p["kind"] == "prefill"]
+    lengths = [n + row["text_tokens"] for n in row["schedule"]]
+    short, long = (
+        pick(timed, key=lambda p: abs(p["tokens"] - wish)) for pick, wish in ((min, min(lengths)), (min, 1e9))
+    )
+    rate = lambda p: f"{p['flops'] / p['ms']['median'] / 1e6:.0f} GFLOP/s over {p['tokens']} tokens"  # noqa: E731
+    return (
+        f"Prefill is {measured:.1f}x faster where the roofline expects {expected:.1f}x: a layer reached {rate(short)} "
+        f"and {rate(long)}."
+    )
+
+
+def ttft_reason(record: dict, row: dict) -> str | None:
+    """How much of the time to the first token is not prefill; None for the full model."""
+    full = record["rows"][0]
+    if row is full:
+        return None
+    share = 100 * full["ms"]["vision"]["median"] / full["ms"]["ttft"]["median"]
+    kept = (
+        "is not compressed" if row["ms"]["vision"]["median"] > SLACK * full["ms"]["vision"]["median"] else "shrinks too"
+    )
+    return f"The vision tower is {share:.0f} % of the full model's time to the first token and {kept}."
+
+
+def reasons(record: dict, row: dict, batches=None) -> list[str]:
+    """Why the times of a row are what they are, in whole sentences. batches: default all of the record."""
+    chosen = record["settings"]["batches"] if batches is None else batches
+    said = [prefill_reason(record, row), gap_reason(record, row), ttft_reason(record, row)]
+    said += [decode_reason(record, row, batch) for batch in chosen]
+    return [sentence for sentence in said if sentence]
+
+
+def provenance(record: dict) -> str:
+    """Where, when and how a record was made."""
+    e = record["environment"]
+    many = lambda n, word: f"{n} {word}{'' if n == 1 else 's'}"  # noqa: E731
+    return (
+        f"{e['device']}, {e['dtype']}, {many(e['threads'], 'thread')} of {many(e['cores'], 'core')}, "
+        f"torch {e['torch']}, transformers {e['transformers']}, {e['date'][:10]}; "
+        f"{many(record['repeats'], 'round')} after {many(record['warmups'], 'warm-up')}"
+    )
+
+
+def cautions(record: dict) -> list[str]:
+    """What limits the trust in a record."""
+    out, busy, cores = [], record["environment"]["load_average"], record["environment"]["cores"]
+    if record["warmups"] < 2 or record["repeats"] < 5:
+        out.append("Fewer than 2 warm-ups or 5 rounds: not to be quoted; allow more seconds.")
+    if busy is not None and busy > cores / 2:
+        out.append(f"The machine was busy at the start (load {busy:.1f} on {cores} cores): trust ratios, not times.")
+    return out
+
+
+# -- table ----------------------------------------------------------------------------------------------------------
+def cell(figure: dict | None, digits: int = 0) -> str:
+    return "-" if figure is None else f"{figure['median']:.{digits}f} ({figure['iqr']:.{digits}f})"
+
+
+def table(record: dict) -> str:
+    """The record as lines of text."""
+    parts = [time_lines(record), ratio_lines(record), decode_lines(record), note_lines(record), foot(record)]
+    return "\n\n".join("\n".join(lines) for lines in parts if lines)
+
+
+def time_lines(record: dict) -> list[str]:
+    """Stages up to the first token, measured and at the roofline."""
+    lines = [f"{'ms (IQR); = roofline':<24}{'tokens':>7}" + "".join(f"{stage:>16}" for stage in STAGES)]
+    for row in record["rows"]:
+        lines.append(
+            f"{label(row):<24}{row['equivalent_tokens']:>7.0f}" + "".join(f"{cell(row['ms'][s]):>16}" for s in STAGES)
+        )
+        lines.append(f"{'':<31}" + "".join(f"{'= ' + format(row['expected_ms'][s], '.0f'):>16}" for s in STAGES))
+    return lines
+
+
+def ratio_lines(record: dict) -> list[str]:
+    """Full / method, measured and at the roofline, and what is counted."""
+    lines = [f"{'full / method':<24}{'prefill':>16}{'expected':>10}{'ttft':>16}{'expected':>10}{'FLOPs':>9}{'KV':>9}"]
+    for row in record["rows"]:
+        measured, expected = row["ratios"], row["expected_ratios"]
+        lines.append(
+            f"{label(row):<24}"
+            + "".join(f"{cell(measured[s], 2):>16}{expected[s]:>10.2f}" for s in ("prefill", "ttft"))
+            + f"{amount(row['flops']['total'], ''):>9}{amount(row['kv_bytes']):>9}"
+        )
+    return lines
+
+
+def decode_lines(record: dict) -> list[str]:
+    """One decode step by batch, and full / method."""
+    batches = [str(b) for b in record["settings"]["batches"]]
+    lines = [f"{'decode step, ms; ratio':<24}" + "".join(f"{'batch ' + b:>26}" for b in batches)]
+    for row in record["rows"]:
+        shown = []
+        for b in batches:
+            ratio, expected = row["ratios"]["decode"][b], row["expected_ratios"]["decode"][b]
+            more = "" if ratio is None else f"  {ratio['median']:.2f}x = {expected:.2f}x"
+            shown.append(f"{cell(row['ms']['decode'][b]) + more:>26}")
+        lines.append(f"{label(row):<24}" + "".join(shown))
+    return lines
+
+
+def note_lines(record: dict) -> list[str]:
+    said, heard = [], set()
+    for row in record["rows"]:
+        new = [text for text in (*reasons(record, row), *row["notes"]) if text not in heard]
+        said += [f"{label(row)}: {text}" for text in new]
+        heard.update(new)
+    return said + [
+        f"not timed: batch {p['batch']} with {p['tokens']} entries. {p['reason']}" for p in record["skipped"]
+    ]
+
+
+def foot(record: dict) -> list[str]:
+    e, settings = record["environment"], record["settings"]
+    return [
+        f"{record['title']}: random weights, one layer of each kind timed and multiplied by the number of layers; "
+        f"{settings['text_tokens']} text tokens, answers of {settings['new_tokens']}; a method's own work is left out.",
+        f"{provenance(record)}; {e['peak_flops'] / 1e9:.0f} GFLOP/s, {e['bandwidth'] / 1e9:.1f} GB/s",
+        *cautions(record),
+    ]
