@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -83,10 +85,10 @@ class DenseObjective(nn.Module):
 class AnswerObjective(nn.Module):
     """Cross-entropy on answer tokens; the picture is encoded once for all its questions. The tower is frozen.
 
-    Linear heads, thrown away after training, ask for places on the way: half-way through the decoder a word that names
+    Linear heads, thrown away after training, ask for hints on the way: half-way through the decoder a word that names
     an item must know where that item stands; two layers later the end of a question about two items must know both
-    places, on which side of the second the first stands, and which direction was asked about: an answer of yes or no
-    needs both, and neither alone lowers its loss.
+    places, on which side of the second the first stands, and which direction was asked about; one layer before the
+    last, whether the first stands there. An answer needs side and direction, and neither alone lowers its loss.
     """
 
     def __init__(self, model: nn.Module, mean, std, prefix: list[int]):
@@ -94,46 +96,47 @@ class AnswerObjective(nn.Module):
         self.projector, self.decoder = model.model.multi_modal_projector, model.model.language_model
         self.tower, self.lm_head = model.model.vision_tower.requires_grad_(False), model.lm_head
         self.mean, self.std, self.prefix = mean, std, prefix
-        self.hint = 0.25  # weight of each place's loss
+        self.hint = 0.25  # weight of each hint's loss
         width = self.decoder.config.hidden_size
         self.places = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column")})
         self.pairs = nn.ModuleDict({name: nn.Linear(width, GRID) for name in ("row", "column", "row2", "column2")})
         self.asked = nn.Linear(width, 1 + max(ASKED.values()))
         self.sides = nn.ModuleDict({name: nn.Linear(width, 2) for name in ("row", "column")})
+        self.holds = nn.Linear(width, 2)
 
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         pixels = normalise(batch["pixels"], self.mean, self.std)
         with torch.no_grad():
             features = encode(self.tower, pixels, batch["places"])[0][:, 1:]
-        hidden, halfway, later = self.decode(self.projector(features), batch)
+        hidden, *states = self.decode(self.projector(features), batch)
         target = batch["target"]
         logits = self.lm_head(hidden[target != IGNORE])  # [answers, vocab]
         loss, scores = F.cross_entropy(logits, target[target != IGNORE]), self.score(logits, batch)
-        ends = batch["row2"] != IGNORE
-        for heads, states, where in ((self.places, halfway, ~ends), (self.pairs, later, ends)):
-            for name, head in heads.items():
-                known = where & (batch[name] != IGNORE)
-                if known.any():
-                    guess = head(states[known])
-                    loss = loss + self.hint * F.cross_entropy(guess, batch[name][known])
-                    near = (guess.argmax(-1) - batch[name][known]).abs() <= 1
-                    scores[f"{name} of {'pair' if heads is self.pairs else 'word'}"] = near.float()
-        for name, head in self.sides.items():
-            first, second = batch[name], batch[f"{name}2"]
-            known = ends & ((first - second).abs() > 1)
+        for name, head, state, known, wanted, slack in self.hints(batch, *states):
             if known.any():
-                guess, side = head(later[known]), (first > second)[known].long()
-                loss = loss + self.hint * F.cross_entropy(guess, side)
-                scores[f"side by {name}"] = (guess.argmax(-1) == side).float()
-        known = batch["asked"] != IGNORE
-        if known.any():
-            guess = self.asked(later[known])
-            loss = loss + self.hint * F.cross_entropy(guess, batch["asked"][known])
-            scores["direction asked"] = (guess.argmax(-1) == batch["asked"][known]).float()
+                guess = head(state[known])
+                loss = loss + self.hint * F.cross_entropy(guess, wanted[known])
+                scores[name] = ((guess.argmax(-1) - wanted[known]).abs() <= slack).float()
         return loss, scores
 
+    def hints(self, batch: dict, halfway: Tensor, later: Tensor, late: Tensor) -> Iterator[tuple]:
+        """(name, head, state, where it is known [B, text], what it must be [B, text], slack in patches)."""
+        ends, asked = batch["row2"] != IGNORE, batch["asked"]
+        for name, head in self.places.items():
+            yield f"{name} of word", head, halfway, ~ends & (batch[name] != IGNORE), batch[name], 1
+        for name, head in self.pairs.items():
+            yield f"{name} of pair", head, later, ends, batch[name], 1
+        gaps = {name: batch[f"{name}2"] - batch[name] for name in self.sides}  # > 0: the first is above or left
+        for name, head in self.sides.items():
+            yield f"side by {name}", head, later, ends & (gaps[name].abs() > 1), (gaps[name] < 0).long(), 0
+        yield "direction asked", self.asked, later, asked != IGNORE, asked, 0
+        gap = torch.where(asked < 2, gaps["column"], gaps["row"])
+        holds = (gap > 0) ^ (asked % 2 == 1)
+        yield "direction holds", self.holds, late, (asked != IGNORE) & (gap.abs() > 1), holds.long(), 0
+
     def decode(self, image: Tensor, batch: dict) -> list[Tensor]:
-        """image [B, n, D] -> hidden states of the text tokens [B, text, D]: last layer, half-way, two layers later."""
+        """image [B, n, D] -> hidden states of the text tokens [B, text, D]: normed at the end, half-way, two
+        layers later, one layer before the last."""
         lm, (b, n, _) = self.decoder, image.shape
         prefix = torch.tensor(self.prefix, device=image.device).expand(b, -1)
         p = prefix.shape[1]
@@ -151,7 +154,7 @@ class AnswerObjective(nn.Module):
             h = layer(h, attention_mask=mask[:, None], position_embeddings=rope)
             states.append(h[:, p + n :])  # [B, text, D]
         half = len(states) // 2
-        return [lm.norm(states[-1]), states[half - 1], states[half + 1]]
+        return [lm.norm(states[-1]), states[half - 1], states[half + 1], states[-2]]
 
     @staticmethod
     @torch.no_grad()
