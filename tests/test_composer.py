@@ -3,13 +3,14 @@
 import json
 import math
 
+import gradio as gr
 import httpx
 import pytest
 import torch
 from playwright.sync_api import expect
 from transformers import LlavaForConditionalGeneration
 
-from vtc_demo import ui, world
+from vtc_demo import ui, viz, world
 from vtc_demo.models import VLM
 from vtc_demo.models.llava import LlavaAdapter
 from vtc_demo.training import build
@@ -116,7 +117,7 @@ def test_a_bad_text_of_a_scene_says_what_is_wrong(text):
 def test_paint_gives_the_picture_of_the_world_and_the_box_of_the_card():
     scene = Scene((Item(**HEART),), Tag("407", 200, 200))
     reply = composer.paint(scene.to_dict())
-    assert reply["picture"] == ui.compare.viz.data_url(scene.image)
+    assert reply["picture"] == viz.data_url(scene.image)
     assert Scene.from_dict(reply["scene"]) == scene
     assert reply["card"] == scene.tag.box
     assert reply["note"] == ""
@@ -128,8 +129,10 @@ def test_paint_gives_the_picture_of_the_world_and_the_box_of_the_card():
         (Scene((Item(**HEART | {"size_px": 30}), Item(**HEART | {"size_px": 120}))), "covered"),
         (Scene((), Tag("QX", 99, 99)), "any other text"),
         (Scene((), Tag("A4", 99, 99)), "any other text"),
-        (Scene((), Tag("7", 99, 99)), "any other number"),
-        (Scene((), Tag("1000", 99, 99)), "any other number"),
+        (Scene((), Tag("7", 99, 99)), "numbers from 10 to 999"),
+        (Scene((), Tag("1000", 99, 99)), "numbers from 10 to 999"),
+        (Scene((), Tag("ZOO", 99, 99, 16)), "text of 24 to 30 px"),
+        (Scene((Item(**HEART | {"size_px": 30}),)), "objects of 36 to 84 px"),
         (Scene((), Tag("ZOO", 99, 99)), ""),
         (Scene((), Tag("10", 99, 99)), ""),
     ],
@@ -139,12 +142,21 @@ def test_a_note_says_what_the_visitor_may_not_expect(scene, words):
     assert words in note and bool(words) == bool(note)
 
 
+def test_what_the_notes_say_was_taught_is_what_is_drawn():
+    scenes = [world.sample(seed, split="train") for seed in range(400)]
+    sizes = [item.size_px for scene in scenes for item in scene.items]
+    tags = [scene.tag for scene in scenes if scene.tag]
+    assert (min(sizes), max(sizes)) == composer.TAUGHT_ITEM
+    assert (min(t.height for t in tags), max(t.height for t in tags)) == composer.TAUGHT_TEXT
+    low, high = composer.TAUGHT_NUMBER
+    assert all(low <= int(t.text) <= high if t.text.isdigit() else t.text.lower() in world.WORDS for t in tags)
+
+
 def test_the_tab_refuses_a_hostile_draft_in_words():
     tab = ui.compare.Compare(None, 576, True)
     for value in (None, [], {"scene": None}, {"scene": draft(items=[HEART | {"thing": "<img src=x>"}])}):
-        *kept, strip, _ = tab.compose(value)
-        assert all(update == ui.compare.gr.skip() for update in kept)
-        assert "vtc-problem" in strip and "<img src=x" not in strip
+        told = [update for update in tab.compose(value) if update != gr.skip()]
+        assert len(told) == 1 and "vtc-problem" in told[0] and "<img src=x" not in told[0]
 
 
 def test_the_endpoint_refuses_a_hostile_draft_in_words(url):
@@ -262,7 +274,7 @@ def test_the_picture_at_rest_and_the_one_used_are_the_worlds(visit):
     page.wait_for_selector(SETTLED)
     scene = composer.tidy(asked.value.post_data_json["data"])
     assert [i.thing for i in scene.items[-2:]] == ["moon", "moon"]
-    url = ui.compare.viz.data_url(scene.image)
+    url = viz.data_url(scene.image)
     expect(page.locator(".cmp-picture")).to_have_attribute("src", url)
     press(page, "use")
     expect(page.locator("#vtc-preview img")).to_have_attribute("src", url)
@@ -341,6 +353,24 @@ def test_pulled_from_the_palette_sized_by_the_corner_and_kept_inside(visit):
     drag(page, (90, 200), (-80, 900))
     page.wait_for_selector(SETTLED)
     assert centre(page) == pytest.approx((16, 320), abs=1)
+
+
+@pytest.mark.browser
+def test_duplicates_stand_apart(visit):
+    page = visit()
+    press(page, "clear")
+    page.get_by_label("Add: star").click()
+    for _ in range(7):
+        press(page, "copy")
+    page.wait_for_selector(SETTLED)
+    boxes = [p.bounding_box() for p in page.locator(PIECES).all()]
+    overlaps = [
+        (a, b)
+        for i, a in enumerate(boxes)
+        for b in boxes[:i]
+        if all(abs(a[x] - b[x]) < (a[w] + b[w]) / 2 - 1 for x, w in (("x", "width"), ("y", "height")))
+    ]
+    assert len(boxes) == 8 and not overlaps
 
 
 @pytest.mark.browser

@@ -75,6 +75,14 @@
       return places.reduce((best, place) => (free(place) > free(best) + 1 ? place : best));
     }
 
+    // Right of, below, left of or above a piece, where that is free.
+    beside(piece) {
+      const gap = this.extent(piece)[0] + 4, { side } = this.limits, half = gap / 2;
+      const apart = (x, y) => (p) => [p.x - x, p.y - y].some((d, axis) => Math.abs(d) >= half + this.extent(p)[axis] / 2 - 2);
+      const free = ([x, y]) => Math.min(x, y, side - x, side - y) >= half - 2 && this.pieces.every(apart(x, y));
+      return [[1, 0], [0, 1], [-1, 0], [0, -1]].map(([dx, dy]) => [piece.x + dx * gap, piece.y + dy * gap]).find(free) ?? this.spot();
+    }
+
     add(item, at = this.spot()) {
       if (this.scene.items.length >= this.limits.most) return null;
       const piece = { ...item, id: this.name() };
@@ -311,7 +319,7 @@
       clear() { renew(() => draft.load({ ...draft.plain(), items: [], tag: null })); },
       reset() { renew(() => draft.load(JSON.parse(origin))); },
       copy() {
-        const piece = draft.piece(chosen), twin = draft.add(piece, [piece.x + 2 * STEP, piece.y + 2 * STEP]);
+        const piece = draft.piece(chosen), twin = draft.add(piece, draft.beside(piece));
         if (!twin) return say(SAY.full(limits.most));
         chosen = twin.id;
         moving();

@@ -23,12 +23,13 @@ from ..world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, fin
 CANVAS = 336  # px; the picture that the embedded VLM was trained on
 ITEM_SIZES = (MIN_ITEM, 160)  # px
 NEW_ITEM, NEW_TEXT = 64, 28  # px
+TAUGHT_ITEM, TAUGHT_TEXT, TAUGHT_NUMBER = (36, 84), (24, 30), (10, 999)  # px, px, value: all that `world.sample` draws
 LONGEST = 20_000  # characters of a scene as text; twelve objects and a card take about 1200
 SPRITE, MARGIN = 80, 4  # px; the margin keeps neighbours on the sheet apart when the browser scales it
 STAGE = "The picture. Arrow keys move an object, plus and minus change its size, the delete key removes it."
 HINT = "Drag an object to move it, or its corner to change its size. Choose one to change it."
 IDEAS = (
-    "Write a number, make it tiny and ask what number is written.",
+    "Write a number far away from a crowd of objects and ask what number is written.",
     "Put in ten small stars and ask how many stars there are.",
     "Hide one small key far from everything else and ask whether there is a key.",
 )
@@ -119,15 +120,23 @@ def paint(draft: object) -> dict:
 
 
 def _note(scene: world.Scene) -> str:
-    """What the visitor may not expect of this scene."""
+    """What the visitor may not expect of this scene, or nothing."""
     text = scene.tag.text if scene.tag else ""
     if len(scene.seen) < len(scene.items):
         return "An object that is almost wholly covered does not count as being in the picture."
+    if text.isdigit() and not _within(int(text), TAUGHT_NUMBER):
+        return "The embedded model was taught numbers from {} to {}; any other is new to it.".format(*TAUGHT_NUMBER)
     if text and not text.isdigit() and text.lower() not in world.WORDS:
-        return "The embedded model was taught numbers and the twelve words below; any other text is new to it."
-    if text.isdigit() and not 10 <= int(text) <= 999:
-        return "The embedded model was taught numbers from 10 to 999; any other number is new to it."
+        return "The embedded model was taught numbers and the twelve words offered here; any other text is new to it."
+    if scene.tag and not _within(scene.tag.height, TAUGHT_TEXT):
+        return "The embedded model was taught text of {} to {} px; any other size is new to it.".format(*TAUGHT_TEXT)
+    if not all(_within(item.size_px, TAUGHT_ITEM) for item in scene.items):
+        return "The embedded model was taught objects of {} to {} px; any other size is new to it.".format(*TAUGHT_ITEM)
     return ""
+
+
+def _within(value: float, limits: tuple[int, int]) -> bool:
+    return limits[0] <= value <= limits[1]
 
 
 def kit(_) -> dict:
