@@ -1,0 +1,1 @@
+"""The course: sources, their builder, and the kit that the notebooks import."""

@@ -1,0 +1,1 @@
+"""From one text source per lesson to notebooks, slides and instructor notes. `python -m lessons build`."""
