@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from . import cost, engine, measure, methods, models, world
+from . import cost, engine, measure, methods, models, references, world
 from .images import load_rgb
 from .methods.base import Method
 from .models import VLM
@@ -55,11 +55,11 @@ class Bench:
         self.full = methods.resolve("full")
 
     # -- one pass -----------------------------------------------------------------------------------------------------
-    def run(self, method: Method) -> tuple[Times, Run]:
-        """One pass of the engine: its stages, and `wall` for the whole call."""
+    def run(self, method: Method, how: Callable = engine.run) -> tuple[Times, Run]:
+        """One pass of the engine (or of its likes): its stages, and `wall` for the whole call."""
         self.vlm.recent = None  # the vision pass is not to be shared
         start = time.perf_counter()
-        run = engine.run(self.vlm, self.image, self.question, method, max_new_tokens=self.new_tokens, ignore_eos=True)
+        run = how(self.vlm, self.image, self.question, method, max_new_tokens=self.new_tokens, ignore_eos=True)
         return run.timings | {"wall": 1000 * (time.perf_counter() - start)}, run
 
     def generate(self) -> tuple[Times, list[int]]:
@@ -128,6 +128,24 @@ class Bench:
             "reasons": reasons(medians(full_times), medians(times), expected, medians(measured)),
         }
 
+    def against_reference(self, method: Method) -> dict:
+        """One method beside its reference with whole attention maps: times, ratios reference / ours, peak memory."""
+        ours, theirs = pairs(
+            lambda: self.run(method), lambda: self.run(method, references.run), self.warmups, self.repeats
+        )
+        mine, other = [times for times, _ in ours], [times for times, _ in theirs]
+        run, reference = ours[0][1], theirs[0][1]
+        peaks = self.peak(method), self.peak(method, references.run)
+        return {
+            "same_answer": all(a.token_ids == b.token_ids for (_, a), (_, b) in zip(ours, theirs)),
+            "same_tokens": survivors(run) == survivors(reference),
+            "ms": spreads(mine),
+            "reference_ms": spreads(other),
+            "ratios": {name: paired(other, mine, name) for name in ("vision", "prefill", "ttft", "wall")},
+            "peak_bytes": peaks[0],
+            "reference_peak_bytes": peaks[1],
+        }
+
     def expected(self, whole: Run, run: Run, machine: dict[str, float]) -> float:
         """Ratio of the prefills at the machine's roofline."""
         text = whole.kv_lengths[0] - whole.trace.schedule[0] - (self.new_tokens - 1)  # the last token is not fed back
@@ -145,9 +163,14 @@ class Bench:
             "peak_bytes": self.peak(self.full),
         }
 
-    def peak(self, method: Method) -> int:
+    def peak(self, method: Method, how: Callable = engine.run) -> int:
         self.vlm.recent = None  # or its release would be part of the balance
-        return peak_bytes(lambda: self.run(method), self.vlm.device)
+        return peak_bytes(lambda: self.run(method, how), self.vlm.device)
+
+
+def survivors(run: Run) -> list[tuple[str, list[int]]]:
+    """Where the tokens stand that each reduction of a run left."""
+    return [(str(step.site), step.reduction.anchor.tolist()) for step in run.trace.steps]
 
 
 class TokenClock:
@@ -258,11 +281,14 @@ def peak_bytes(work: Callable, device: torch.device) -> int:
 
 
 # -- the whole ------------------------------------------------------------------------------------------------------
-def bench(vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, progress=None, **options) -> dict:
+def bench(
+    vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, with_references=False, progress=None, **options
+) -> dict:
     """A JSON-ready record. names: methods (default: all); tokens: budgets, visual tokens that each method is to leave.
 
-    options: new_tokens, warmups, repeats. A method that the model does not suit has a row with `error`. progress: is
-    called with a line before each part. Raises ValueError for a bad argument.
+    with_references: also beside the references of `vtc_demo.references`, where a method has one. options: new_tokens,
+    warmups, repeats. A method that the model does not suit has a row with `error`. progress: is called with a line
+    before each part. Raises ValueError for a bad argument.
     """
     job = Bench(vlm, load_rgb(image), vlm.check_question(question), **options)
     names = names or [card.name for card in methods.list_methods() if card.name != "full"]
@@ -283,13 +309,22 @@ def bench(vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, progress
     }
     for budget, method in columns:
         progress(f"{method.card.name} at {budget} tokens")
-        row = {"method": method.spec(), "title": method.card.title, "budget": budget}
-        try:
-            row |= job.against_full(method, environment)
-        except ValueError as error:
-            row["error"] = str(error)
-        record["rows"].append(row)
+        record["rows"].append(attempt(budget, method, lambda m: job.against_full(m, environment)))
+    if with_references:
+        record["references"] = []
+        for budget, method in (column for column in columns if column[1].card.name in references.NAMES):
+            progress(f"{method.card.name} at {budget} tokens beside its reference")
+            record["references"].append(attempt(budget, method, job.against_reference))
     return record
+
+
+def attempt(budget: int, method: Method, work: Callable[[Method], dict]) -> dict:
+    """A row of the record: what `work` found, or the reason why it could not."""
+    row = {"method": method.spec(), "title": method.card.title, "budget": budget}
+    try:
+        return row | work(method)
+    except ValueError as error:
+        return row | {"error": str(error)}
 
 
 def at_budgets(name: str, tokens, patches: int) -> list[tuple[int, Method]]:
@@ -311,6 +346,8 @@ def table(record: dict) -> str:
     parts = [generate_lines(record["generate"]), failed, notes(record)]
     if done:
         parts[1:1] = [time_lines(record, done), ratio_lines(record, done), why]
+    if record.get("references"):
+        parts[-2:-2] = [reference_lines(record["references"])]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -363,6 +400,21 @@ def ratio_lines(record: dict, rows: list[dict]) -> list[str]:
     return lines
 
 
+def reference_lines(rows: list[dict]) -> list[str]:
+    """Ratios of the way of released codes (no fused attention, all maps kept) over ours."""
+    names = ("vision", "prefill", "ttft", "wall")
+    lines = [f"{'all maps / on demand':<26}" + "".join(f"{name:>14}" for name in names) + f"{'peak MB':>16}{'same':>6}"]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{label(row)}: not run. {row['error']}")
+            continue
+        peaks = f"{row['reference_peak_bytes'] / 1e6:.1f} / {row['peak_bytes'] / 1e6:.1f}"
+        same = "yes" if row["same_answer"] and row["same_tokens"] else "NO"
+        shown = "".join(f"{cell(row['ratios'][name], 2):>14}" for name in names)
+        lines.append(f"{label(row):<26}{shown}{peaks:>16}{same:>6}")
+    return lines
+
+
 def notes(record: dict) -> list[str]:
     e = record["environment"]
     lines = [
@@ -387,6 +439,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="embedded", help="embedded, a folder or a hub id (default: embedded)")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names of methods (default: all)")
     parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="N", help="visual tokens left")
+    parser.add_argument(
+        "--references", action="store_true", help="also beside the way of released codes, where a method has one"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--new-tokens", type=int, default=8, metavar="N", help="answer length (default: 8)")
     parser.add_argument("--warmups", type=int, default=2, help="passes not counted (default: 2)")
@@ -410,6 +465,7 @@ def main(argv: list[str] | None = None) -> int:
         vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
         scene = world.sample(seed=args.scene)
         options = {"new_tokens": args.new_tokens, "warmups": args.warmups, "repeats": args.repeats}
+        options["with_references"] = args.references
         picture = scene.image, scene.questions[0].text
         record = bench(vlm, *picture, args.methods, args.tokens, progress=tell, **options)
     finally:

@@ -208,6 +208,8 @@ class Prefilled:
 class Pass:
     """One forward pass of one method: its sites, its trace, its clock."""
 
+    decoder_probe = DecoderProbe  # how attention rows of a decoder layer are had
+
     def __init__(self, vlm: VLM, method: Method, seed: int, budget: str = "global"):
         if budget not in ("global", "crop"):
             raise ValueError(f"budget={budget!r}; choose 'global' or 'crop'")
@@ -488,13 +490,13 @@ class Pass:
                 rope, contiguous = (tuple(part.to(where) for part in turns) for turns in (rope, contiguous))
             inside = self.method.inside and Site("llm_layer", k) in self.sites
             if Site("llm_layer", k) in self.sites and not inside:
-                h = reduce(h, k, previous=previous, next=DecoderProbe(layer, h[0], _first(rope)))
+                h = reduce(h, k, previous=previous, next=self.decoder_probe(layer, h[0], _first(rope)))
             positions.append(length)
             held.append((alive, at, others))
             entered, turns = h[0], _first(rope)
             how = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, "use_cache": True}
             h = DecoderHalves.attend(layer, h, **how) if inside else layer(h, **how)
-            previous = DecoderProbe(layer, entered, turns, cache.layers[k].keys[0])
+            previous = self.decoder_probe(layer, entered, turns, cache.layers[k].keys[0])
             if inside:
                 h = DecoderHalves.feed(layer, reduce(h, k, previous=previous))
             if k < len(deep):
