@@ -37,10 +37,9 @@ def load(name: str) -> tuple[models.VLM, str]:
     except ValueError as error:
         if name == "embedded":
             raise
-        reason = str(error).rstrip(".")
-    return models.load_vlm(
-        "embedded"
-    ), f"The model asked for is not running; the embedded one is. The reason: {reason}."
+        reason = str(error)
+    notice = f"The embedded model is running in place of {name}. {reason[:1].upper()}{reason[1:]}"
+    return models.load_vlm("embedded"), notice
 
 
 def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
