@@ -261,7 +261,7 @@ def verdict(run: dict, truth: str | None, full: dict | None) -> tuple[str, str]:
 def cost(match: str, value: float) -> str:
     """A cost in the measure `match` of `matching`, in words."""
     if match == "flops":
-        return f"{quantity(value)} FLOPs to the first token"
+        return quantity(value, "FLOPs")
     return f"{value:.4g} tokens " + ("at the end" if match == "final tokens" else "on average")
 
 

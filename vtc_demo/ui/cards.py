@@ -59,7 +59,7 @@ def _matched(run: dict) -> str:
     if not matched["note"]:
         shown = matched["match"] == "final tokens"  # among the figures
         return f'<p class="vtc-matched">{"" if shown else f"Matched at {reached}."}</p>'
-    text = f"Reached {reached} instead of {target}: {matched['note']}."
+    text = f"Reached {reached}, not {target}: {matched['note']}."
     return f'<p class="vtc-matched missed">{escape(text)}</p>'
 
 

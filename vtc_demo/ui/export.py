@@ -17,21 +17,30 @@ def snippet(model: str, source: Source, question: str, specs: list[dict], option
     lines = [
         "import vtc_demo as vtc",
         "",
-        f"vlm = vtc.load_vlm({model!r})",
+        f"vlm = vtc.load_vlm({_literal(model)})",
         *_picture(source),
         "c = vtc.compare(",
         "    vlm,",
         "    image,",
-        f"    {question!r},",
+        f"    {_literal(question)},",
         "    [",
-        *(f"        {spec!r}," for spec in specs),
+        *(f"        {_literal(spec)}," for spec in specs),
         "    ],",
-        *(f"    {name}={value!r}," for name, value in options.items()),
+        *(f"    {name}={_literal(value)}," for name, value in options.items()),
         ")",
         "for run in c.runs:",
         '    print(run.method.card.title, "->", run.error or run.answer)',
     ]
     return "\n".join(lines) + "\n"
+
+
+def _literal(value) -> str:
+    """Python for plain data, texts in double quotes: what JSON writes for a text, Python reads."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _picture(source: Source) -> list[str]:
@@ -43,5 +52,5 @@ def _picture(source: Source) -> list[str]:
             f'image = viz.square(vtc.load_rgb("picture.png"), {2 * viz.SIDE})',
         ]
     if source.seed is None:
-        return [f"image = vtc.world.Scene.from_dict({source.scene.to_dict()!r}).image"]
+        return [f"image = vtc.world.Scene.from_dict({_literal(source.scene.to_dict())}).image"]
     return [f"image = vtc.world.sample(seed={source.seed}).image"]

@@ -9,15 +9,16 @@
     const said = make("p", { role: "status" }, note), close = make("button", { type: "button", class: "pill" }, "Close");
     const copy = make("button", { type: "button", class: "pill" }, "Copy");
     box.value = text;
+    box.hidden = copy.hidden = !text;
     copy.addEventListener("click", async () => { said.textContent = (await copied(text)) ? "Copied." : "Copying was refused: select the text and copy it by hand."; box.select(); });
     close.addEventListener("click", () => dialog.close());
     dialog.addEventListener("close", () => dialog.remove());
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
     const row = make("div", { class: "row" }, copy, ...(file ? [download(file, text)] : []), close);
     dialog.append(make("h2", {}, title), said, box, row);
-    document.body.append(dialog);
+    document.querySelector(".gradio-container").append(dialog);
     dialog.showModal();
-    box.select();
+    if (!file) box.select();
   }
 
   const copied = async (text) => { try { await navigator.clipboard.writeText(text); return true; } catch { return false; } };

@@ -30,7 +30,8 @@ def _budget(runs: list[dict]) -> str:
     match = (runs[0].get("matched") or {}).get("match")
     total = max(r["tokens0"] for r in runs)
     if match == "flops":
-        return f"<b>{_span([viz.quantity(f) for f in sorted(r['matched']['reached'] for r in runs)])}</b> FLOPs"
+        costs = [viz.quantity(f, "FLOPs") for f in sorted(r["matched"]["reached"] for r in runs)]
+        return f"<b>{_span(costs)}</b>"
     if match == "equivalent tokens":
         tokens = sorted(r["equivalent_tokens"] for r in runs)
         return f"<b>{_span([f'{n:.0f}' for n in tokens])} of {total}</b> tokens on average"
