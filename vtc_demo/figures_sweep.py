@@ -20,6 +20,7 @@ COSTS = {
     "flops": "FLOPs up to the first token",
     "ttft_ms": "Measured time to the first token, ms (median)",
 }
+FONT = "Inter, Segoe UI, Roboto, Noto Sans, Arial, Liberation Sans, sans-serif"
 ALL = "all"  # kinds of question together
 
 
@@ -145,7 +146,7 @@ def _laid_out(figure: go.Figure, record: dict, measure: str, cost_name: str, kin
         plot_bgcolor=clear,
         height=520,
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
-        font={"family": "Inter, system-ui, sans-serif", "size": 13},
+        font={"family": FONT, "size": 13},
         hovermode="closest",
         hoverlabel={"align": "left", "font": {"size": 13}},
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
@@ -186,7 +187,8 @@ def _line(
     hue = hues.get(first["method"]["method"], viz.OTHER[0])
     name = f'<th scope="row"><span class="dot" style="--m:{hue}"></span>{escape(first["title"])}</th>'
     if first["tokens"] is None:
-        return f'<tr>{name}<td colspan="{len(budgets)}">{_cell(first, measure, kind, False)} with every token</td></tr>'
+        whole = f"{_cell(first, measure, kind, False)} with every token"
+        return f'<tr>{name}<td class="whole" colspan="{len(budgets)}">{whole}</td></tr>'
     at = {row["tokens"]: row for row in rows}
     cells = ""
     for n in budgets:
@@ -201,20 +203,40 @@ def _cell(row: dict, measure: str, kind: str, told: bool) -> str:
     if figures is None:
         return "–"
     middle, low, high = figures
-    return f"<b>{middle:.0f}</b>{_sign(row) if told else ''} <small>{low:.0f}–{high:.0f}</small>"
+    interval = f" <small>{low:.0f}–{high:.0f}</small>" if high > low else ""
+    return f"<b>{middle:.0f}</b>{_sign(row) if told else ''}{interval}"
+
+
+def against_random(row: dict) -> int:
+    """1 or -1 where the interval of the paired difference to random leaves out nought, else 0."""
+    less = row["minus"].get("random")
+    return 0 if not less else int(less["low"] > 0) - int(less["high"] < 0)
 
 
 def _sign(row: dict) -> str:
-    """Whether the interval of the paired difference to random leaves out nought."""
-    less = row["minus"].get("random")
-    if not less or less["low"] <= 0 <= less["high"]:
+    less, better = row["minus"].get("random"), against_random(row)
+    if not better:
         return ""
-    word, sign, style = ("better", "▲", "up") if less["low"] > 0 else ("worse", "▼", "down")
+    word, sign, style = ("better", "▲", "up") if better > 0 else ("worse", "▼", "down")
     said = f"{word} than random on the same questions: {_points(less)} points"
     return f'<span class="{style}" role="img" aria-label="{said}" title="{said}">{sign}</span>'
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
+def summary(record: dict, tokens: int = 64) -> str:
+    """How many methods differ from random, at a budget or the one nearest to it, beside the full model."""
+    budgets = {row["tokens"] for row in record["rows"] if row["tokens"]}
+    nearest = min(budgets, key=lambda n: abs(n - tokens))
+    rows = [r for r in record["rows"] if r["tokens"] == nearest and r["method"]["method"] != "random"]
+    better, worse = (sum(against_random(row) == sign for row in rows) for sign in (1, -1))
+    full = next((row for row in record["rows"] if row["method"]["method"] == "full"), None)
+    text = (
+        f"At {nearest} of {record['model']['patches']} tokens, {better} of {len(rows)} methods do better than random "
+    )
+    text += f"on the same questions and {worse} do worse; for the others it cannot be told"
+    return text + (f". With every token {value(full, 'accuracy', ALL)[0]:.0f} % is right." if full else ".")
+
+
 def provenance(record: dict) -> str:
     """How many questions, of which model, when and on what."""
     where, name = record["environment"], record["model"]["name"]

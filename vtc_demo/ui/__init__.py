@@ -8,6 +8,10 @@ import gradio as gr
 
 from . import about, api, atlas, own, serve, theme
 from .compare import Compare
+from .lab import Lab
+from .lab import runner as lab_runner
+from .sweep import Sweep
+from .sweep import runner as sweep_runner
 
 TITLE = "Visual token compression, side by side"
 
@@ -41,6 +45,10 @@ def build(vlm, notice: str = "") -> gr.Blocks:
         with gr.Tabs(elem_id="vtc-tabs"):
             with gr.Tab("Compare"):
                 tab.build(page)
+            with gr.Tab("Sweep"):
+                Sweep(sweep_runner(vlm), vlm.shape.patches).build()
+            with gr.Tab("Latency lab"):
+                Lab(lab_runner()).build()
             with gr.Tab("Atlas", elem_id="vtc-tab-atlas"):
                 atlas.build()
             with gr.Tab("Your method"):

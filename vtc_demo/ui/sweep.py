@@ -149,26 +149,28 @@ class Sweep:
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep"]):
             with gr.Column(elem_classes="vtc-rail"):
                 plan = self._plan()
-                note = gr.HTML(apply_default_css=False, elem_classes="vtc-panel")
                 with gr.Row(elem_classes="vtc-actions"):
                     start = gr.Button("Run", variant="primary", elem_id="vtc-sweep-run")
                     stop = gr.Button("Stop", variant="secondary", elem_id="vtc-sweep-stop", min_width=60)
+                note = gr.HTML(apply_default_css=False, elem_id="vtc-sweep-note")
             with gr.Column(elem_classes="vtc-results"):
                 status = gr.HTML(recorded(self.recorded), apply_default_css=False, elem_id="vtc-sweep-status")
                 with gr.Column(elem_classes="vtc-panel"):
                     axes = _axes()
                     figure, rows, note.value = self.draw(self.recorded, plan.value, axes.value)
                     plot = gr.Plot(figure, show_label=False, container=False, elem_id="vtc-sweep-plot")
-                table = gr.HTML(rows, apply_default_css=False, elem_classes="vtc-panel", elem_id="vtc-sweep-table")
-                gr.HTML(READ, apply_default_css=False, elem_classes="vtc-panel")
-                with gr.Row(elem_classes="vtc-downloads"):
-                    files = [gr.Button(f"Download {kind}", size="sm", min_width=120) for kind in ("CSV", "JSON")]
+                with gr.Column(elem_classes="vtc-panel"):
+                    table = gr.HTML(rows, apply_default_css=False, elem_id="vtc-sweep-table")
+                    with gr.Row(elem_classes="vtc-downloads"):
+                        files = [gr.Button(f"Download {kind}", size="sm", min_width=120) for kind in ("CSV", "JSON")]
+                with gr.Column(elem_classes="vtc-panel"):
+                    gr.HTML(READ, apply_default_css=False)
         self._wire(record, tick, text, plan, note, start, stop, status, axes, plot, table, files)
 
     def _wire(self, record, tick, text, plan, note, start, stop, status, axes, plot, table, files) -> None:
         quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for changed in (plan.pick, axes.pick, tick.change):
-            changed(self.draw, [record, plan, axes], [plot, table, note], **quick)
+            changed(self.draw, [record, plan, axes], [plot, table, note], trigger_mode="always_last", **quick)
         measuring = start.click(
             self.measure, plan, [status, record, tick], trigger_mode="once",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
@@ -270,14 +272,14 @@ def _strip(what: str, more: str = "", bar: str = "", state: str = "") -> str:
 def recorded(record: dict | None) -> str:
     if record is None:
         return _strip("No sweep is recorded here yet. Press Run to measure one.")
-    return _strip("The recorded sweep", escape(figures_sweep.provenance(record)))
+    return _strip(escape(figures_sweep.summary(record)), f"Recorded: {escape(figures_sweep.provenance(record))}")
 
 
 def measured(record: dict, kind: str) -> str:
-    what = "Measured just now" if kind == "done" else f"Time was up after {MAX_SECONDS} seconds; this is what was done"
+    how = "Measured just now" if kind == "done" else f"Time was up after {MAX_SECONDS} seconds; what was done"
     left = {p["method"]["method"]: p["reason"] for p in record["left_out"]}
-    more = figures_sweep.provenance(record) + "".join(f". {name} is left out: {why}" for name, why in left.items())
-    return _strip(what, escape(more))
+    more = [figures_sweep.provenance(record), *(f"{name} is left out: {why}" for name, why in left.items())]
+    return _strip(escape(figures_sweep.summary(record)), escape(f"{how}: {'. '.join(more)}"))
 
 
 def running(data: dict) -> str:
@@ -300,7 +302,7 @@ def _duration(seconds: float) -> str:
 def stopped(record: dict | None) -> str:
     """The record that the page holds when a run is stopped: the run's, as far as it was drawn, or the one before."""
     more = escape(figures_sweep.provenance(record)) if record else ""
-    return _strip("Stopped. The figure shows what was drawn last", more)
+    return _strip("Stopped. The figure shows what was drawn last.", more)
 
 
 def problem(text: str) -> str:
