@@ -54,7 +54,9 @@ def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
     def work(*args):
         try:
             yield from function(*args)
-        except ValueError as error:  # gr.Error is the one kind whose message comes through
+        except gr.Error:
+            raise
+        except ValueError as error:  # of errors only gr.Error, itself a ValueError, keeps its message
             raise gr.Error(str(error), print_exception=False) from None
 
     leased = spaces.GPU(duration=seconds)(work)
