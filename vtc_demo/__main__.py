@@ -56,6 +56,11 @@ def parser() -> Parser:
     compare.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     compare.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
     compare.add_argument(
+        "--match", metavar="MEASURE", help='compare at equal cost: "final tokens", "equivalent tokens" or "flops"'
+    )
+    compare.add_argument("--tokens", type=int, metavar="N", help="with --match: the cost of N tokens before the LLM")
+    compare.add_argument("--target", type=float, metavar="X", help="with --match: the cost itself, in tokens or FLOPs")
+    compare.add_argument(
         "--methods", nargs="+", default=[], metavar="METHOD|FOLDER", help="more methods, or folders with method files"
     )
     compare.set_defaults(run=run_compare)
@@ -158,12 +163,14 @@ def card_dict(card) -> dict:
 def run_compare(args) -> int:
     names = [*args.names, *load_folders(args)] or DEFAULT_METHODS
     image, question, expected = picture_and_question(args)
-    from . import compare, methods, models
+    from . import compare, matching, methods, models
 
     chosen = [methods.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
+    cost = {"match": args.match, "tokens": args.tokens, "target": args.target}
+    matching.check(**cost)
     quiet()
     vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
-    c = compare.compare(vlm, image, question, chosen, max_new_tokens=args.max_new_tokens, seed=args.seed)
+    c = compare.compare(vlm, image, question, chosen, max_new_tokens=args.max_new_tokens, seed=args.seed, **cost)
     if args.json:
         print(json.dumps(c.to_dict() | {"expected": expected}, indent=1, ensure_ascii=False))
     else:
@@ -203,6 +210,8 @@ def quiet() -> None:
 
 def table(c, expected: str | None) -> str:
     """The comparison as lines of text."""
+    from . import matching
+
     lines = [f"question: {c.question}" + (f"   expected: {expected}" if expected is not None else "")]
     lines.append(f"{'method':<22}{'answer':<16}{'tokens':>7}{'TTFT ms':>9}{'prefill':>9}{'GFLOPs':>9}{'KV kB':>9}")
     for run in c.runs:
@@ -215,6 +224,7 @@ def table(c, expected: str | None) -> str:
             f"{name:<22}{run.answer[:15]:<16}{run.visual_tokens:>7}{run.timings['ttft']:>9.1f}"
             f"{run.timings['prefill']:>9.1f}{run.flops['total'] / 1e9:>9.2f}{run.kv_bytes / 1e3:>9.0f}"
         )
+    lines += [matching.line(run.matched) for run in c.runs if run.matched]
     e = c.environment
     lines.append(f"{c.model} on {e['device']}, {e['dtype']}, {e['threads']} threads, torch {e['torch']}; one run each")
     return "\n".join(lines)

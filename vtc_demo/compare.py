@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from . import engine, methods
+from . import engine, matching, methods
 from .measure import environment
 from .methods.base import Method
 from .models import VLM
@@ -20,8 +20,8 @@ from .results import Run
 class Event(NamedTuple):
     """kind, index and method of the column (None at "start" and "done"), data.
 
-    Kinds: "start" (data: titles), "stage" ({"stage": name}), "token" ({"text": answer so far}), "run" (Run), "error"
-    (message), "done" (Comparison).
+    Kinds: "start" (data: titles), "stage" ({"stage": name}; "matching" while a retention is solved), "token" ({"text":
+    answer so far}), "run" (Run), "error" (message), "done" (Comparison).
     """
 
     kind: str
@@ -32,15 +32,19 @@ class Event(NamedTuple):
 
 @dataclass
 class Comparison:
+    """match: the measure, tokens and target of a comparison at equal cost; each run says what it reached."""
+
     question: str
     model: str
     runs: list[Run]
     environment: dict[str, Any]
+    match: dict[str, Any] | None = None
 
     def to_dict(self) -> dict:
         return {
             "question": self.question,
             "model": self.model,
+            "match": self.match,
             "runs": [run.to_dict() for run in self.runs],
             "environment": self.environment,
         }
@@ -86,9 +90,14 @@ def compare_events(
     max_new_tokens: int = 16,
     seed: int = 0,
     budget: str = "global",
+    match: str | None = None,
+    tokens: int | None = None,
+    target: float | None = None,
 ) -> Iterator[Event]:
     """Run the methods one after another and yield an Event at every step, the last being "done".
 
+    match: compare at equal cost, one of `matching.MATCHES`; each method's retention is then solved, whatever it says.
+    tokens: the cost is that of so many visual tokens left before the language model; or target: the cost itself.
     Bad input raises ValueError here, before the first event. A method that does not suit the model or the image gives
     an "error" event and a Run with that error; the other columns go on. Closing the generator stops the work.
     """
@@ -100,25 +109,37 @@ def compare_events(
     image = engine.pictures(image)
     question = vlm.check_question(question)
     options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "budget": budget}
-    return _events(vlm, image, question, columns, options)
+    matching.check(match, tokens, target)
+    cost = {"tokens": tokens, "target": target, "seed": seed, "budget": budget}
+    matcher = matching.Matcher(vlm, image, question, match, **cost) if match else None
+    return _events(vlm, image, question, columns, options, matcher)
 
 
-def _events(vlm: VLM, image: list, question: str, columns: list[Method], options: dict) -> Iterator[Event]:
+def _events(
+    vlm: VLM, image: list, question: str, columns: list[Method], options: dict, matcher: matching.Matcher | None
+) -> Iterator[Event]:
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
     key, runs = engine.picture_key(image), []
     for index, method in enumerate(columns):
+        matched = None
         try:
+            if matcher:
+                yield Event("stage", index, method, {"stage": "matching"})
+                matched = matcher.solve(method)
+                method = matched.method
             with closing(engine.stream(vlm, image, question, method, key=key, **options)) as stream:
                 for kind, data in stream:
                     if kind == "run":
+                        data.matched = matcher.after(matched, data) if matched else None
                         runs.append(data)
                     named = {"stage": "stage", "token": "text"}.get(kind)
                     yield Event(kind, index, method, {named: data} if named else data)
         except ValueError as error:
             runs.append(Run(method, error=str(error)))
             yield Event("error", index, method, str(error))
-    yield Event("done", None, None, Comparison(question, vlm.name, runs, environment(vlm.device, vlm.dtype)))
+    match = matcher.to_dict() if matcher else None
+    yield Event("done", None, None, Comparison(question, vlm.name, runs, environment(vlm.device, vlm.dtype), match))
 
 
 def _length(value) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from .methods.base import Method
 from .tokens import Step, Trace
+
+if TYPE_CHECKING:
+    from .matching import Matched
 
 
 @dataclass
@@ -14,7 +18,8 @@ class Run:
 
     token_ids: the answer, the end-of-answer token included if it came. kv_bytes, kv_lengths [layers]: the cache at the
     end. vision_shared: the vision pass was made earlier for the same image; its measured time is in the timings.
-    error: why there is no answer; then the other fields are empty.
+    matched: how the retention was solved for a given cost, if it was. error: why there is no answer; then the other
+    fields are empty.
     """
 
     method: Method
@@ -26,6 +31,7 @@ class Run:
     kv_bytes: int = 0
     kv_lengths: list[int] = field(default_factory=list)
     vision_shared: bool = False
+    matched: Matched | None = None
     error: str | None = None
 
     @property
@@ -56,6 +62,7 @@ class Run:
             "cells": trace.cells.tolist() if trace and trace.cells is not None else None,
             "sites": [self._site(step) for step in trace.steps] if trace else [],
             "vision_shared": self.vision_shared,
+            "matched": self.matched.to_dict() if self.matched else None,
             "error": self.error,
         }
 
