@@ -118,6 +118,18 @@ def test_full_equals_generate(vlm, images):
     assert answer(vlm, images=[OTHER] * len(images)).token_ids != run.token_ids or images == [OTHER]
 
 
+@pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER]], ids=["one", "two"])
+def test_inputs_for_generate(vlm, images):
+    ours, (theirs, _) = vlm.generate_inputs(images, tiny.QUESTION), given(vlm, images)
+    assert set(ours) == set(theirs)
+    for name in theirs:
+        assert torch.equal(ours[name], torch.as_tensor(theirs[name])), name
+    half = copy.copy(vlm)
+    half.model = copy.deepcopy(vlm.model).to(torch.bfloat16)
+    wide = {n: v.dtype for n, v in half.generate_inputs(images, tiny.QUESTION).items() if v.is_floating_point()}
+    assert wide == {"pixel_values": torch.bfloat16}
+
+
 def test_dropping_inside_the_llm_equals_hiding(vlm):
     whole = Whole(vlm, [PICTURE])
     n = len(whole.places)

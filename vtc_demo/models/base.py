@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -35,6 +36,8 @@ class Adapter(ABC):
     probe: ClassVar[type[EncoderProbe]] = EncoderProbe  # attention of one tower layer on demand
     axes: ClassVar[int] = 1  # of position ids
     resizable: ClassVar[bool] = False  # whether a smaller picture makes fewer patches
+    nested: ClassVar[bool] = False  # whether its image processor takes a list of pictures for each prompt
+    image_options: ClassVar[dict[str, Any]] = {}  # given to it
 
     @abstractmethod
     def check(self, config) -> None:
@@ -112,6 +115,11 @@ class Adapter(ABC):
     @abstractmethod
     def inputs(self, processor, config, images: list[Image.Image], side: int | None) -> Inputs:
         """Pictures as the tower takes them, float32; scaled to `side` if given."""
+
+    def processed(self, processor, images: list[Image.Image], **options) -> dict[str, Any]:
+        """What the family's image processor makes of the pictures of one prompt."""
+        given = [images] if self.nested else images
+        return processor.image_processor(images=given, return_tensors="pt", **self.image_options, **options)
 
     def prompt(self, processor, question: str, images: int = 1, turns: tuple[tuple[str, str], ...] = ()) -> str:
         """The chat prompt around the image placeholders; turns: (answer, next question) after the first question."""
@@ -255,6 +263,22 @@ class VLM:
         sources = layout.sources
         layout = replace(layout, sources=None if sources is None else sources.to(self.device))
         return Inputs(pixels.to(self.device, self.dtype), layout)
+
+    def generate_inputs(self, images: list[Image.Image], question: str) -> dict[str, Tensor]:
+        """Arguments of transformers' own `generate` for the prompt and pictures (RGB) that the engine would run.
+
+        Every visual token is one image token of the prompt; pixel values have the model's dtype and device.
+        """
+        made = self.adapter.processed(self.processor, images)
+        ids = self.prompt(question, self.inputs(images).layout).ids[None]
+        visual = ids < 0
+        ids = ids.masked_fill(visual, self.config.image_token_id)
+        taken = inspect.signature(self.model.forward).parameters
+        out = {name: torch.as_tensor(value).to(self.device) for name, value in made.items() if name in taken}
+        out["pixel_values"] = out["pixel_values"].to(self.dtype)
+        if self.adapter.axes > 1:
+            out["mm_token_type_ids"] = visual.int()
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | out
 
     def seen(self, image: Image.Image | list[Image.Image]) -> Image.Image:
         """What the model sees of a picture (RGB), under its patches: cut, and laid out as the trace's grid."""

@@ -21,6 +21,8 @@ class Idefics3Adapter(Adapter):
     model_type = "idefics3"
     model_class = Idefics3ForConditionalGeneration
     description = "Idefics3 (Idefics3ForConditionalGeneration)"
+    nested = True
+    image_options = {"return_row_col_info": True}
 
     def check(self, config):
         if config.text_config.model_type != "llama":
@@ -71,7 +73,7 @@ class Idefics3Adapter(Adapter):
 
     # -- input ----------------------------------------------------------------------------------------------------
     def inputs(self, processor, config, images, side):
-        made = processor.image_processor(images=[images], return_row_col_info=True, return_tensors="pt")
+        made = self.processed(processor, images)
         pixels, size = made["pixel_values"][0], config.vision_config.image_size  # [crops, 3, H, W]
         if pixels.shape[-2:] != (size, size):
             raise ValueError(f"the tower takes tiles of {size} pixels, the image processor makes {pixels.shape[-1]}")

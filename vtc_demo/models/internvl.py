@@ -37,6 +37,7 @@ class InternVLAdapter(Adapter):
     model_type = "internvl"
     model_class = InternVLForConditionalGeneration
     description = "InternVL (InternVLForConditionalGeneration)"
+    image_options = {"crop_to_patches": True}
     probe = InternProbe
 
     def check(self, config):
@@ -93,7 +94,7 @@ class InternVLAdapter(Adapter):
     # -- input ----------------------------------------------------------------------------------------------------
     def inputs(self, processor, config, images, side):
         how = processor.image_processor
-        made = how(images=images, crop_to_patches=True, return_tensors="pt")
+        made = self.processed(processor, images)
         size, tokenizer = (how.size["height"], how.size["width"]), processor.tokenizer
         grids = []
         for image, count in zip(images, made["num_patches"].tolist()):

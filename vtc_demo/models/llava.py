@@ -65,7 +65,7 @@ class LlavaAdapter(Adapter):
 
     def inputs(self, processor, config, images, side):
         size = {"size": {"shortest_edge": side}, "crop_size": {"height": side, "width": side}} if side else {}
-        pixels = processor.image_processor(images=images, return_tensors="pt", **size)["pixel_values"]
+        pixels = self.processed(processor, images, **size)["pixel_values"]
         patch, count = config.vision_config.patch_size, len(images)
         grid = (pixels.shape[-2] // patch, pixels.shape[-1] // patch)
         patches, keeps = grid[0] * grid[1], config.vision_feature_select_strategy == "full"

@@ -30,7 +30,7 @@ class LlavaNextAdapter(LlavaAdapter):
         return super(LlavaAdapter, self).load_processor(source, **options)
 
     def inputs(self, processor, config, images, side):
-        made = processor.image_processor(images=images, return_tensors="pt")
+        made = self.processed(processor, images)
         fines = [self.fine_grid(config, size.tolist()) for size in made["image_sizes"]]
         counts = [1 + fine[1] for fine in fines]
         pixels = torch.cat([one[:count] for one, count in zip(made["pixel_values"], counts)])

@@ -24,6 +24,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     model_type = "llava_onevision"
     model_class = LlavaOnevisionForConditionalGeneration
     description = "LLaVA-OneVision (LlavaOnevisionForConditionalGeneration) with a SigLIP tower"
+    nested = True
     towers = {"siglip_vision_model": False}
     strategy = "full"
 
@@ -39,7 +40,7 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
         )
 
     def inputs(self, processor, config, images, side):
-        made = processor.image_processor(images=[images], return_tensors="pt")
+        made = self.processed(processor, images)
         if len(images) > 1:
             pixels = torch.cat([one[:1] for one in made["pixel_values"]])
             layout = self.layout(config, [None] * len(images), [1] * len(images))

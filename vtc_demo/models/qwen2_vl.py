@@ -131,7 +131,7 @@ class Qwen2VLAdapter(Adapter):
 
     # -- input ----------------------------------------------------------------------------------------------------
     def inputs(self, processor, config, images, side):
-        made = processor.image_processor(images=images, return_tensors="pt")
+        made = self.processed(processor, images)
         sizes = tuple((h, w) for _, h, w in made["image_grid_thw"].tolist())
         merge, crops, start = self.merge(config), [], 0
         for i, (height, width) in enumerate(sizes):
