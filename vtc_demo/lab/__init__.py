@@ -19,7 +19,7 @@ from .experiment import Event, Settings, run, stream
 from .report import reasons, table
 from .shapes import catalogue, pick
 
-__all__ = ["Event", "Settings", "catalogue", "main", "reasons", "run", "stream", "table"]
+__all__ = ["Event", "Settings", "catalogue", "main", "pick", "reasons", "run", "stream", "table"]
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -181,6 +181,9 @@ def stream(settings: Settings) -> Iterator[Event]:
     left = max(0.0, settings.seconds - (time.perf_counter() - begun))
     times, warm = yield from progress(jobs, device, settings, left, max(shape.spec.layers, shape.spec.vision_layers))
     seconds = Times({point: np.array(row) for point, row in times.items()})
+    environment |= raised(environment, shape, seconds, dtype)
+    roofs = environment["peak_flops"], environment["bandwidth"]
+    expected = {p: work(shape.spec, p, dtype.itemsize).seconds(*roofs) for p in chosen}
     record = {
         "shape": shape.name,
         "title": shape.title,
@@ -220,6 +223,15 @@ def surroundings(device: torch.device, dtype: str | None) -> tuple[dict, torch.d
         wanted = find_dtype(dtype, device)
         found = measure.surroundings(device, wanted), wanted
     return {name: value for name, value in found[0].items() if name != "batch"}, found[1]
+
+
+def raised(environment: dict, shape: Shape, times: Times, dtype: torch.dtype) -> dict[str, float]:
+    """The roofs, lifted to the fastest that any point was seen to compute or to move."""
+    best = [(work(shape.spec, p, dtype.itemsize), seconds.min()) for p, seconds in times.seconds.items()]
+    return {
+        "peak_flops": max(environment["peak_flops"], *(float(done.flops / s) for done, s in best)),
+        "bandwidth": max(environment["bandwidth"], *(float(done.bytes / s) for done, s in best)),
+    }
 
 
 def check_time(one_round: float, settings: Settings) -> None:

@@ -24,7 +24,7 @@ def ridge(record: dict) -> float:
 
 
 def label(row: dict) -> str:
-    return row["title"] if row["method"]["method"] == "full" else f"{row['title']} @ {row['budget']}"
+    return "Full model" if row["method"]["method"] == "full" else f"{row['title']} @ {row['budget']}"
 
 
 def amount(value: float, unit: str = "B") -> str:
@@ -52,22 +52,23 @@ def prefill_reason(record: dict, row: dict) -> str:
 
 
 def decode_reason(record: dict, row: dict, batch: int) -> str:
-    """What a decode step moves, and what of it shrinks."""
-    spec, size, full = spec_of(record), itemsize(record), record["rows"][0]
+    """What a decode step moves, what of it shrinks, and which roof it is under."""
+    spec, size, full, key = spec_of(record), itemsize(record), record["rows"][0], str(batch)
     weights = cost.weight_bytes(spec, size)
-    fixed = weights["prefill"] + weights["lm_head"]
-    before, after = batch * full["kv_bytes"], batch * row["kv_bytes"]
-    if row["ms"]["decode"][str(batch)] is None:
+    if row["ms"]["decode"][key] is None:
         return f"At batch {batch} one layer's cache alone does not fit into this machine's memory."
-    said = (
-        f"At batch {batch} a decode step reads {amount(fixed)} of weights, which compression leaves as they are, and "
-    )
+    before, after = batch * full["kv_bytes"], batch * row["kv_bytes"]
+    said = f"At batch {batch} a decode step reads {amount(weights['prefill'] + weights['lm_head'])} of weights, which "
+    said += "compression leaves as they are, and "
     if row is full:
-        return said + f"{amount(before)} of cache."
+        entries = row["cached"][-1] + row["text_tokens"]
+        memory = cost.layers.layer_decode(spec, entries, batch, size).intensity < ridge(record)
+        return said + f"{amount(before)} of cache; {'memory' if memory else 'arithmetic'} decides."
     said += f"{amount(after)} of cache in place of {amount(before)}"
-    if full["ms"]["decode"][str(batch)] is None:
+    if full["ms"]["decode"][key] is None:
         return said + "; the full model's does not fit into this machine's memory."
-    return said + f": {row['expected_ratios']['decode'][str(batch)]:.2f}x is the most to expect."
+    measured, expected = row["ratios"]["decode"][key]["median"], row["expected_ratios"]["decode"][key]
+    return said + f": the roofline expects {expected:.2f}x, {measured:.2f}x was measured."
 
 
 def gap_reason(record: dict, row: dict) -> str | None:
@@ -105,6 +106,27 @@ def reasons(record: dict, row: dict, batches=None) -> list[str]:
     said = [prefill_reason(record, row), gap_reason(record, row), ttft_reason(record, row)]
     said += [decode_reason(record, row, batch) for batch in chosen]
     return [sentence for sentence in said if sentence]
+
+
+def summary(record: dict, batch: int) -> str:
+    """The experiment in two sentences: what the method with the fewest tokens gains, and where it gains nothing."""
+    full, *others = record["rows"]
+    if not others:
+        return f"At the shape of {record['title']} the first token takes {full['ms']['ttft']['median'] / 1000:.1f} s."
+    row = min(others, key=lambda r: r["equivalent_tokens"])
+    gain, expected = row["ratios"]["ttft"]["median"], row["expected_ratios"]["ttft"]
+    said = (
+        f"At the shape of {record['title']}, with {row['equivalent_tokens']:,.0f} visual tokens per layer in place of "
+        f"{full['equivalent_tokens']:,.0f}, the first token comes {gain:.1f}x as fast; the roofline expects "
+        f"{expected:.1f}x. "
+    )
+    step = row["ratios"]["decode"][str(batch)]
+    if step is None:
+        return said + f"Decoding at batch {batch} does not fit into this machine's memory without compression."
+    allowed = row["expected_ratios"]["decode"][str(batch)]
+    return (
+        said + f"A decode step at batch {batch} is {step['median']:.2f}x as fast; the roofline expects {allowed:.2f}x."
+    )
 
 
 def provenance(record: dict) -> str:

@@ -1,0 +1,320 @@
+"""The tab Latency lab: what compression gains at the shapes of real models, recorded or measured on this machine."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from .. import figures_lab, lab, methods, viz
+from ..lab import report
+from . import controls, serve
+from .sweep import _strip as strip
+from .sweep import _tick as tick
+from .sweep import problem
+
+RECORDS = Path(__file__).resolve().parents[2] / "assets" / "measurements"
+BATCHES = (1, 8, 32, 128)
+SHARES = (3, 9, 18)  # of the visual tokens, one in so many is left: 192, 64 and 32 of 576
+CHOSEN = {"shape": "llava-1.5-7b", "methods": ["fastervlm", "fastv"], "shares": [9], "batches": [1, 8], "seconds": 20}
+MAX_METHODS, MIN_SECONDS, MAX_SECONDS = 5, 5, 60
+GPU_SECONDS = MAX_SECONDS + 20
+TICK = 0.3  # seconds between two reports of progress
+NOW = "measured now"
+FAILED = "Something went wrong on our side. Try again, or choose a smaller shape."
+
+
+def runner() -> Callable[[dict], Iterator[tuple[str, Any]]]:
+    """The one function that measures: settings as a dict -> events of `lab.stream` as plain data, not too many."""
+
+    def events(settings: dict) -> Iterator[tuple[str, Any]]:
+        told = 0.0
+        with closing(lab.stream(lab.Settings(**settings))) as stream:
+            for kind, data in stream:
+                if kind != "progress" or time.monotonic() - told > TICK:
+                    told = time.monotonic()
+                    yield kind, data
+
+    return serve.gpu(events, GPU_SECONDS)
+
+
+def recorded() -> dict[str, dict]:
+    """Records that come with the repository, by what they were recorded on."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RECORDS.glob("lab-*.json"))]
+    return {f"{record['title']} on {record['environment']['device']}": record for record in found}
+
+
+class Lab:
+    """Builds the tab and answers its events. run: see `runner`."""
+
+    def __init__(self, run):
+        self.run = run
+        self.cards = [card for card in methods.list_methods() if card.name != "full"]
+        self.hues = viz.colours(methods.list_methods())
+        self.recorded = recorded()
+
+    # -- reading what the page sends ------------------------------------------------------------------------------
+    def read(self, plan: dict) -> dict:
+        """The settings of a run. Raises ValueError for what the page would not send."""
+        name, chosen, shares, batches, seconds = (plan.get(k) for k in CHOSEN)
+        if not all(isinstance(x, list) and x for x in (chosen, shares, batches)):
+            raise ValueError("Choose at least one method, one number of tokens and one batch")
+        if len(chosen) > MAX_METHODS:
+            raise ValueError(f"Choose up to {MAX_METHODS} methods; the shell takes more")
+        if not set(shares) <= set(SHARES) or not set(batches) <= set(BATCHES):
+            raise ValueError("That number of tokens or answers is not on offer")
+        if isinstance(seconds, bool) or not isinstance(seconds, int) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
+            raise ValueError(f"A run may take {MIN_SECONDS} to {MAX_SECONDS} seconds here")
+        visual = lab.pick(str(name)).visual
+        tokens = sorted({visual // share for share in shares}, reverse=True)
+        return {
+            "shape": name, "methods": tuple(map(str, chosen)), "tokens": tuple(tokens),
+            "batches": tuple(sorted(batches)), "seconds": float(seconds),
+        }  # fmt: skip
+
+    # -- answering ------------------------------------------------------------------------------------------------
+    def measure(self, plan: dict):
+        """Measures: yields (status, record, a number that starts the drawing)."""
+        stage = "getting ready"
+        try:
+            settings = self.read(plan)
+            yield running(stage, 0), gr.skip(), gr.skip()
+            for kind, data in self.run(settings):
+                if kind == "record":
+                    yield status(data, "Measured just now"), data, random.random()
+                else:
+                    stage, share = (data, 0) if kind == "stage" else (stage, data)
+                    yield running(stage, share), gr.skip(), gr.skip()
+        except ValueError as error:
+            yield problem(str(error)[:1].upper() + str(error)[1:] + "."), gr.skip(), gr.skip()
+        except Exception:
+            logging.exception("a latency experiment failed")
+            yield problem(FAILED), gr.skip(), gr.skip()
+
+    def draw(self, record: dict | None, view: dict):
+        """(first token, decode step, roofline, words, table) of a record; nothing is measured."""
+        if record is None:
+            return None, None, None, "", '<p class="vtc-note">Nothing is recorded yet. Press Run to measure.</p>'
+        asked, answer = view.get("batch"), view.get("answer")
+        batch = nearest(record, asked if isinstance(asked, int) else 8)
+        answer = min(4096, max(1, answer)) if isinstance(answer, int) else 64
+        figures = (
+            figures_lab.first_token(record), figures_lab.decode_step(record, batch), figures_lab.roofline(record, batch)
+        )  # fmt: skip
+        said = words(record, batch)
+        if batch != asked:
+            said = (
+                f'<p class="vtc-note">{asked} answers at once are not in this experiment; {batch} are shown.</p>' + said
+            )
+        return *figures, said, figures_lab.table(record, batch, answer, self.hues)
+
+    def choose(self, name: str):
+        """A recorded experiment in place of what is shown: (status, record, a number that starts the drawing)."""
+        record = self.recorded.get(name)
+        if record is None:
+            return gr.skip(), gr.skip(), gr.skip()
+        return status(record, "Recorded"), record, random.random()
+
+    def remark(self, plan: dict) -> str:
+        """The run as a command, or what is wrong with it."""
+        try:
+            settings = self.read(plan)
+        except ValueError as error:
+            return f'<p class="vtc-note">{escape(str(error))}.</p>'
+        lists = {k: " ".join(map(str, settings[k])) for k in ("methods", "tokens", "batches")}
+        options = " ".join(f"--{name} {value}" for name, value in lists.items())
+        command = f"python -m vtc_demo lab --shape {settings['shape']} {options} --seconds {settings['seconds']:g}"
+        return (
+            '<details class="vtc-shell"><summary>The same from the shell</summary>'
+            f"<code>{escape(command)} --out lab.json</code></details>"
+        )
+
+    # -- the tab --------------------------------------------------------------------------------------------------
+    def build(self) -> None:
+        first = next(iter(self.recorded), None)
+        shown = self.recorded.get(first)
+        record, tick_, text = gr.State(shown), gr.Number(0, visible="hidden"), gr.Textbox("", visible="hidden")
+        # The choices look like those of the Sweep tab, whose stylesheet serves both.
+        with gr.Row(elem_classes=["vtc-page", "vtc-sweep", "vtc-lab"]):
+            with gr.Column(elem_classes="vtc-rail"):
+                plan = controls.control("lab_plan", CHOSEN, self._plan(), visual=visual_tokens())
+                with gr.Row(elem_classes="vtc-actions"):
+                    start = gr.Button("Run", variant="primary", elem_id="vtc-lab-run")
+                    stop = gr.Button("Stop", variant="secondary", elem_id="vtc-lab-stop", min_width=60)
+                note = gr.HTML(self.remark(CHOSEN), apply_default_css=False, elem_id="vtc-lab-note")
+            with gr.Column(elem_classes="vtc-results"):
+                said = gr.HTML(status(shown, "Recorded"), apply_default_css=False, elem_id="vtc-lab-status")
+                with gr.Column(elem_classes="vtc-panel"):
+                    view = controls.control("lab_view", {"batch": 8, "answer": 64}, _view())
+                    drawn = self.draw(shown, view.value)
+                    with gr.Row(elem_classes="vtc-lab-bars"):
+                        with gr.Column(min_width=280):
+                            gr.HTML(_head("Time to the first token", LEGEND), apply_default_css=False)
+                            plots = [gr.Plot(drawn[0], show_label=False, container=False, elem_id="vtc-lab-first")]
+                        with gr.Column(min_width=280):
+                            gr.HTML(_head("One decode step, of all answers at once", LEGEND), apply_default_css=False)
+                            plots.append(gr.Plot(drawn[1], show_label=False, container=False, elem_id="vtc-lab-decode"))
+                with gr.Column(elem_classes="vtc-panel"):
+                    gr.HTML(_head("Why: the roofline of this machine", ROOFLINE), apply_default_css=False)
+                    plots.append(gr.Plot(drawn[2], show_label=False, container=False, elem_id="vtc-lab-roofline"))
+                    why = gr.HTML(drawn[3], apply_default_css=False, elem_id="vtc-lab-why")
+                with gr.Column(elem_classes="vtc-panel"):
+                    table = gr.HTML(drawn[4], apply_default_css=False, elem_id="vtc-lab-table")
+                    with gr.Row(elem_classes="vtc-downloads"):
+                        save = gr.Button("Download JSON", size="sm", min_width=120)
+                with gr.Column(elem_classes="vtc-panel"):
+                    gr.HTML(provenance(self.recorded), apply_default_css=False)
+                    shelf = controls.control("lab_records", first or "", _shelf(self.recorded))
+                    gr.HTML(READ, apply_default_css=False)
+        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        for changed in (view.pick, tick_.change):
+            changed(self.draw, [record, view], [*plots, why, table], trigger_mode="always_last", **quick)
+        plan.pick(self.remark, plan, note, **quick)
+        shelf.pick(self.choose, shelf, [said, record, tick_], **quick)
+        measuring = start.click(
+            self.measure, plan, [said, record, tick_], trigger_mode="once",
+            concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
+        )  # fmt: skip
+        stop.click(stopped, record, said, cancels=[measuring], **quick)
+        sent = save.click(lambda r: json.dumps(r, indent=1) if r else "", record, text, **quick)
+        sent.then(None, text, None, js="(text) => window.vtc.save('lab.json', text)", **quick)
+
+    def _plan(self) -> str:
+        shapes = "".join(
+            f'<option value="{name}"{" selected" if name == CHOSEN["shape"] else ""}>{escape(shape.title)}</option>'
+            for name, shape in lab.catalogue().items()
+        )
+        chosen = "".join(
+            tick("methods", c.name, c.title, c.name in CHOSEN["methods"], self.hues[c.name]) for c in self.cards
+        )
+        visual = lab.pick(CHOSEN["shape"]).visual
+        shares = "".join(tick("shares", n, visual // n, n in CHOSEN["shares"]) for n in SHARES)
+        batches = "".join(tick("batches", n, n, n in CHOSEN["batches"]) for n in BATCHES)
+        seconds = f'<input type="range" min="{MIN_SECONDS}" max="{MAX_SECONDS}" step="5" value="{CHOSEN["seconds"]}">'
+        return (
+            '<section class="vtc-panel"><h2 class="vtc-h">Model shape</h2>'
+            f'<select class="shape" aria-label="Model shape">{shapes}</select><p class="vtc-note facts"></p></section>'
+            '<section class="vtc-panel"><h2 class="vtc-h">Compression, beside the full model</h2>'
+            f"<fieldset><legend>Methods, up to {MAX_METHODS}</legend>{chosen}</fieldset>"
+            f"<fieldset><legend>Visual tokens kept</legend>{shares}</fieldset></section>"
+            '<section class="vtc-panel"><h2 class="vtc-h">A run on this machine</h2>'
+            f"<fieldset><legend>Answers decoded at once</legend>{batches}</fieldset>"
+            f'<label class="scenes"><span>Seconds to spend</span><output></output>{seconds}</label></section>'
+        )
+
+
+# -- words ----------------------------------------------------------------------------------------------------------
+LEGEND = "Full bar: measured. Pale bar below it: what the roofline of this machine expects."
+ROOFLINE = (
+    "A pass takes as long as its arithmetic or its memory traffic, whichever is slower. Left of the corner it waits "
+    "for memory, and dropping tokens saves nothing but cache; right of it every token dropped saves time. Point at a "
+    "mark to read it."
+)
+READ = """<details class="vtc-prose"><summary>How this is measured</summary>
+<p>All layers of a stack have the same size. So one decoder layer, one layer of the vision tower, the projector and the
+LM head are made in their true size, with random values in place of weights, and timed in turn; a pass is the sum over
+its layers. A test holds such sums to the whole of the embedded model: they may differ by a factor of 1.5 at most. How
+many tokens a method leaves at each layer comes from a real pass of the engine through a model of the same depth, a few
+values wide.</p>
+<p><b>Left out</b>: a method's own work (<code>python -m vtc_demo bench</code> measures it on the embedded model),
+preprocessing, and what happens between layers. The first token is timed for one request; decode steps for as many
+answers at once as chosen, at the mean cache length of an answer of 64 tokens, with a cache that is allocated
+beforehand. Answers are told at that one step time.</p>
+<p><b>Expected</b> is the slower of two times: FLOPs over the fastest matrix product seen on this machine, and bytes of
+weights and cache over the fastest reading of memory. Kernel launches and other traffic are not in it.</p></details>"""
+
+
+def visual_tokens() -> dict[str, dict]:
+    """What the script tells of every shape."""
+    return {
+        name: {
+            "visual": shape.visual,
+            "facts": f"{shape.visual:,} visual tokens, {shape.spec.layers} decoder layers {shape.spec.hidden:,} wide",
+        }
+        for name, shape in lab.catalogue().items()
+    }
+
+
+def _view() -> str:
+    batches = "".join(f'<option value="{n}"{" selected" if n == 8 else ""}>{n}</option>' for n in BATCHES)
+    answers = "".join(
+        f'<option value="{n}"{" selected" if n == 64 else ""}>{n} tokens</option>' for n in (1, 16, 64, 256, 1024)
+    )
+    return (
+        f'<div class="axes"><label>Answers at once <select data-axis="batch">{batches}</select></label>'
+        f'<label>Length of an answer <select data-axis="answer">{answers}</select></label></div>'
+    )
+
+
+def _head(title: str, text: str) -> str:
+    return f'<h2 class="vtc-h">{title}</h2><p class="vtc-note">{text}</p>'
+
+
+def nearest(record: dict, batch: int) -> int:
+    """The batch of a record that is nearest to one asked for."""
+    return min(record["settings"]["batches"], key=lambda b: abs(b - batch))
+
+
+def words(record: dict, batch: int) -> str:
+    """Why the figures are what they are, sentence by sentence, each once."""
+    heard, lines = set(), []
+    for row in record["rows"]:
+        said = [text for text in (*report.reasons(record, row, [batch]), *row["notes"]) if text not in heard]
+        heard.update(said)
+        if said:
+            lines.append(f"<li><b>{escape(report.label(row))}</b> {escape(' '.join(map(_sentence, said)))}</li>")
+    return f'<ul class="vtc-lab-words">{"".join(lines)}</ul>'
+
+
+def _sentence(text: str) -> str:
+    text = re.sub(r"(\d)x\b", r"\1×", text)
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def status(record: dict | None, how: str) -> str:
+    if record is None:
+        return strip("Nothing is recorded here yet. Press Run to measure on this machine.")
+    more = " ".join([f"{how}: {report.provenance(record)}.", *report.cautions(record)])
+    return strip(escape(_sentence(report.summary(record, nearest(record, 8)))), escape(more))
+
+
+def running(stage: str, share: float) -> str:
+    bar = (
+        f'<div class="vtc-progress" role="progressbar" aria-label="progress" aria-valuenow="{100 * share:.0f}" '
+        f'aria-valuemin="0" aria-valuemax="100"><span style="width:{100 * share:.1f}%"></span></div>'
+    )
+    return strip("Measuring", escape(stage[:1].upper() + stage[1:]), bar, "is-running")
+
+
+def stopped(record: dict | None) -> str:
+    more = escape(f"{report.provenance(record)}.") if record else ""
+    return strip("Stopped. What is shown is the experiment before.", more)
+
+
+def provenance(records: dict[str, dict]) -> str:
+    """Which records there are, and that none is from a GPU if so."""
+    gpu = any(record["environment"]["device"].startswith("cuda") for record in records.values())
+    text = "Experiments that come with this page; choose one to see it again."
+    return (
+        '<h2 class="vtc-h">Records</h2>'
+        f'<p class="vtc-note">{text if records else "No experiment comes with this page."}'
+        f"{'' if gpu else ' None was recorded on a GPU: nobody has run it on one yet.'}</p>"
+    )
+
+
+def _shelf(records: dict[str, dict]) -> str:
+    buttons = "".join(
+        f'<button type="button" data-record="{escape(name)}"><b>{escape(name)}</b>'
+        f"<span>recorded on {escape(report.provenance(record))}</span></button>"
+        for name, record in records.items()
+    )
+    return f'<div class="vtc-shelf">{buttons}</div>'
