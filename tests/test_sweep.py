@@ -374,7 +374,7 @@ def page(url, chromium):
 
 
 def curves(page):
-    return page.locator("#vtc-sweep-plot .legendtext").all_inner_texts()
+    return page.locator("#vtc-sweep-plot .legendtext").all_text_contents()
 
 
 @pytest.mark.browser
@@ -395,7 +395,7 @@ def test_axes_follow_the_last_of_several_quick_choices(page):
     for name, choice in (("measure", "evidence"), ("kind", "reading"), ("cost", "ttft_ms")):
         page.locator(f"[data-axis={name}]").select_option(choice)
     page.locator("#vtc-sweep-plot .xtitle", has_text="time").wait_for()
-    assert "Evidence that survives · reading" in page.locator("#vtc-sweep-plot .ytitle").inner_text()
+    assert "Evidence that survives · reading" in page.locator("#vtc-sweep-plot .ytitle").text_content()
     page.locator(".vtc-table caption", has_text="on reading questions").wait_for()
 
 
