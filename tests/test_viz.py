@@ -152,8 +152,8 @@ def test_the_settings_show_where_a_method_comes_from():
 
 
 def test_a_refusal_keeps_the_name_of_a_file_and_tells_the_reason_first():
-    assert compare._sentence(ValueError("huge.png is too large")) == "huge.png is too large."
-    html = cards.problem(compare._sentence(ValueError("no such word. It knows: a, b")))
+    assert compare.sentence(ValueError("huge.png is too large")) == "huge.png is too large."
+    html = cards.problem(compare.sentence(ValueError("no such word. It knows: a, b")))
     assert '<p class="what">No such word.</p><p class="time">It knows: a, b.</p>' in html
 
 
@@ -218,6 +218,36 @@ def test_the_sentence_follows_the_results(reduced):
     assert "as the full model does" in summary.sentence([full, reduced], {}, None)[0]
 
 
+def matched(record, match, target, reached, note=""):
+    return record | {"matched": {"match": match, "target": target, "reached": reached, "retention": 0.1, "note": note}}
+
+
+def test_the_sentence_tells_the_cost_that_was_made_equal(reduced):
+    full, other = run("Full", "full"), run("Random", "random", schedule=(13, 13, 13), flops=2400)
+    start = lambda *runs: re.sub("<.*?>", "", summary.sentence([full, *runs], {}, "407")[0]).split(",")[0]  # noqa: E731
+    assert start(matched(reduced, "equivalent tokens", 13, 15), matched(other, "equivalent tokens", 13, 13)) == (
+        "At 13 to 15 of 24 tokens on average"
+    )
+    assert start(matched(reduced, "flops", 2e9, 2.4e9), matched(other, "flops", 2e9, 2e9)) == (
+        "At 2.00 GFLOPs to 2.40 GFLOPs"
+    )
+    assert start(matched(reduced, "final tokens", 11, 11), matched(other, "final tokens", 11, 13)) == (
+        "At 11 to 13 of 24 tokens"
+    )
+
+
+def test_a_card_tells_the_cost_it_missed(reduced):
+    full = run("Full", "full")
+    note = "cannot go below 15 tokens on average"
+    card = cards.card(matched(reduced, "equivalent tokens", 13, 15.0, note), "data:,", full=full)
+    assert "Reached 15 tokens on average, not 13 tokens on average: cannot go below 15 tokens on average." in card
+    assert "Matched at 15 tokens on average." in cards.card(
+        matched(reduced, "equivalent tokens", 15, 15.0), "data:,", full=full
+    )
+    reference = cards.card(matched(full, "flops", 1e9, 4e9, "its retention cannot be set"), "data:,", full=full)
+    assert "Reached" not in reference
+
+
 def test_hostile_text_is_escaped_everywhere(reduced):
     evil = "<img src=x onerror=alert(1)>"
     reduced |= {"answer": evil, "title": evil}
@@ -237,14 +267,33 @@ def test_hostile_text_is_escaped_everywhere(reduced):
 
 
 def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
-    def stream(image, question, chosen):
+    def stream(image, question, chosen, options):
         yield "start", None, [m["method"] for m in chosen]
         yield "stage", 0, {"stage": "vision"}
         raise RuntimeError("secret detail")
 
     tab = compare.Compare(stream, 576, small_world=True)
     heads = [{"method": "random", "own": False, "tokens": 64, "params": {}, "on": on} for on in (True, False, False)]
-    *_, last = tab.answer(compare.Source.of(0), "How many objects are there?", {"tokens": 64}, *heads)
+    asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"})
+    *_, last = tab.answer(*asked, compare.Brake(), 1.0, *heads)
     assert "Try again" in last[0] and "secret" not in "".join(map(str, last))
-    assert all("no answer" in card for card in last[1:3])
-    assert isinstance(last[3], dict) and isinstance(last[4], dict)  # the columns that are off are left alone
+    assert all("no answer" in card for card in last[2:4])
+    assert isinstance(last[4], dict) and isinstance(last[5], dict)  # the columns that are off are left alone
+
+
+def test_a_pressed_brake_ends_the_running_request_and_the_waiting_one():
+    seen = []
+
+    def stream(image, question, chosen, options):
+        for stage in ("vision", "prefill", "decode"):
+            seen.append(stage)
+            yield "stage", 0, {"stage": stage}
+
+    tab, brake = compare.Compare(stream, 576, small_world=True), compare.Brake()
+    asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"}, brake)
+    running = tab.answer(*asked, 0.25)
+    next(running)
+    brake.press(0.5)  # at the number of the request that waits for its turn
+    assert list(running) == [] and seen == ["vision", "prefill"]
+    assert list(tab.answer(*asked, 0.5)) == [compare.NOTHING]
+    assert len(list(tab.answer(*asked, 0.75))) == 3

@@ -26,6 +26,7 @@ UPLOADED = (
     "on a picture of your own it shows what is cut and what it costs, not what the picture says."
 )
 NOT_SHARED = "The link was made with a picture of its sender, which does not travel in links: here is another one."
+NOTHING = [gr.skip()] * 6  # leaves strip, export and cards as they are
 QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # events that do not run the model
 
 
@@ -76,6 +77,7 @@ class Compare:
         board, pressed = None, brake.presses
         try:
             if request == brake.request:  # stopped while it was waiting for its turn
+                yield NOTHING  # what never yields empties its outputs
                 return
             view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
             columns, specs, options = self.specs(view, list(heads))
@@ -98,8 +100,7 @@ class Compare:
 
     def _follow(self, board: Board, specs: list[dict], options: dict):
         """One update per event, empty while a quick model is at work, so that Stop is looked at."""
-        began, nothing = time.monotonic(), [gr.skip()] * 6
-        waiting = self.seconds >= QUICK
+        began, waiting = time.monotonic(), self.seconds >= QUICK
         if waiting:
             yield cards.waiting(board.question), None, *map(board.card, range(4))
         for kind, index, data in self.stream(board.source.image, board.question, specs, options):
@@ -114,7 +115,7 @@ class Compare:
                 waiting = True
                 yield cards.waiting(board.question), None, *map(board.card, range(4))
             else:
-                yield nothing
+                yield NOTHING
 
     def _taken(self, board: Board, specs: list[dict], options: dict, comparison: dict) -> dict:
         """What can be exported of a finished comparison."""

@@ -31,13 +31,22 @@
   }
 
   function chips(element, props, pick, watch) {
+    const FEW = 4; // more than this and one: the rest waits behind a button, so that the budget stays in sight
     const draw = () => {
-      const buttons = props.value.questions.map((text) => make("button", { type: "button" }, text));
-      element.querySelector(".chips").replaceChildren(...buttons);
+      const { questions } = props.value, all = questions.length <= FEW + 1 || props.value.all;
+      const buttons = (all ? questions : questions.slice(0, FEW)).map((text) => make("button", { type: "button" }, text));
+      const more = all ? [] : [make("button", { type: "button", class: "more" }, `${questions.length - FEW} more questions`)];
+      element.querySelector(".chips").replaceChildren(...buttons, ...more);
     };
     element.addEventListener("click", (event) => {
       const button = event.target.closest("button");
       if (!button) return;
+      if (button.className === "more") {
+        props.value = { ...props.value, all: true };
+        draw();
+        element.querySelectorAll("button")[FEW].focus();
+        return;
+      }
       props.value = { ...props.value, chosen: button.textContent };
       pick({});
     });
@@ -218,9 +227,12 @@
   // Gradio draws the header late: the row is placed when it is there.
   const wait = () => { place(); if (!document.documentElement.style.getPropertyValue("--tabs")) setTimeout(wait, 100); };
   const begin = (start) => (document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start());
+  // Code that is wider than its box scrolls; so it must be reached by keyboard too.
+  const reach = () => { for (const code of document.querySelectorAll(".prose pre:not([tabindex])")) code.tabIndex = 0; };
   begin(() => {
     mine();
     wait();
+    new MutationObserver(reach).observe(document.body, { subtree: true, childList: true });
     window.addEventListener("resize", place);
   });
   window.vtc = { pictures, chips, budget, head, make, fill, begin };
