@@ -1,4 +1,4 @@
-"""A method in one file. Copy it, give the card a name of its own, write the maths and the hook.
+"""A method in one file. Copy it, give class and card names of their own, write the maths and the hook.
 
 Copied into vtc_demo/methods it is found at the next start. Copied into another folder it is found with
 `--methods FOLDER` or `vtc_demo.methods.load_folder(FOLDER)`. A file named template.py itself, or with a leading

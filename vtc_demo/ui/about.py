@@ -51,7 +51,8 @@ counted in each:
 """
 
 LIMITS = """
-None of them is wrong, but they must not meet in one table. `vtc_demo.cost.flops(..., convention=NAME)` gives each.
+None of them is wrong, but a figure of one says nothing beside a figure of another.
+`vtc_demo.cost.flops(..., convention=NAME)` gives each.
 
 ## Limits
 
@@ -113,7 +114,7 @@ code, the Atlas lists all papers. For a method, cite its paper; for this page:
 def build() -> None:
     with gr.Column(elem_classes="vtc-about"):
         gr.Markdown(SHOWN + FLOPS + conventions() + LIMITS + API + records(), elem_classes="vtc-prose")
-        gr.File(_files(), label="Records", file_count="multiple", interactive=False, elem_classes="vtc-records")
+        gr.File(_files(), label="Download", file_count="multiple", interactive=False, elem_classes="vtc-records")
         gr.Markdown(CREDITS, elem_classes="vtc-prose")
 
 
@@ -137,17 +138,17 @@ def conventions() -> str:
 
 def records() -> str:
     """A Markdown table of the record files: what, when, on what."""
-    lines = ["| file | questions or rows | recorded | on |", "| --- | ---: | --- | --- |"]
+    lines = ["| file | extent | recorded | on |", "| --- | --- | --- | --- |"]
     for file in map(Path, _files()):
         if file.suffix != ".json":
-            lines.append(f"| `{file.name}` | {len(file.read_text(encoding='utf-8').splitlines())} | | |")
+            lines.append(f"| `{file.name}` | {len(file.read_text(encoding='utf-8').splitlines())} entries | | |")
             continue
         record = json.loads(file.read_text(encoding="utf-8"))
         where = record.get("environment", {})
-        count = record.get("questions", 0)
-        count = count if isinstance(count, int) and count else len(record.get("rows", []))
+        count = record.get("questions")
+        extent = f"{count} questions" if isinstance(count, int) else f"{len(record.get('rows', []))} entries"
         on = ", ".join(str(where[k]) for k in ("device", "dtype") if where.get(k))
-        lines.append(f"| `{file.name}` | {count} | {str(where.get('date', ''))[:10]} | {on} |")
+        lines.append(f"| `{file.name}` | {extent} | {str(where.get('date', ''))[:10]} | {on} |")
     return "\n" + "\n".join(lines) + "\n"
 
 

@@ -21,8 +21,8 @@ is code, and it runs only on the machine that serves the page.
 STEPS = f"""
 1. **Copy the template** into a folder of your own, say `{FOLDER}/mine.py`. It is a whole method of sixty lines: it
    keeps the tokens with the largest norm.
-2. **Give the card a name** that no other method has, a title, a family and one sentence for a visitor. Hyper-parameters
-   are fields declared with `param(default, help, low=, high=)`; they become sliders.
+2. **Give class and card names** that no other method has, and the card a title, a family and one sentence for a
+   visitor. Hyper-parameters are fields declared with `param(default, help, low=, high=)`; they become sliders.
 3. **Write the maths, then the hook.** `sites` says where in the pass the method acts. `reduce` is called there, sees
    the tokens and, on request, rows of attention, and answers with a `Reduction` (which tokens stay, or how they are
    merged) or with `None`.
@@ -37,8 +37,11 @@ STEPS = f"""
    python app.py --methods {FOLDER}
    ```
 
-After a change, start the page again. The shell takes the folder too, as in
-`python -m vtc_demo compare full mine@0.25 --scene 0 --methods {FOLDER}`.
+After a change, start the page again. The shell takes the folder too:
+
+```sh
+python -m vtc_demo compare full mine@0.25 --scene 0 --methods {FOLDER}
+```
 """
 
 
