@@ -40,7 +40,7 @@ def main() -> None:
     except ValueError as error:
         raise SystemExit(f"app.py: {error}") from None
     if notice:
-        print(notice)
+        print(notice, flush=True)
     page = ui.build(vlm, notice)
     page.launch(server_name=options.host, server_port=options.port, **ui.LAUNCH)
 
