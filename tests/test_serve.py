@@ -7,7 +7,9 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
+import tiny
 import torch
+import transformers
 from gradio.context import LocalContext
 from transformers import LlavaForConditionalGeneration
 
@@ -77,6 +79,30 @@ def test_no_model_at_all_is_an_error(monkeypatch):
     for name in ("embedded", "some/model"):
         with pytest.raises(ValueError, match="the embedded model is missing"):
             serve.load(name)
+
+
+def test_loading_shows_its_progress(tmp_path, capfd):
+    vlm = tiny.vlm()
+    vlm.model.save_pretrained(tmp_path)
+    vlm.processor.save_pretrained(tmp_path)
+    transformers.logging.enable_progress_bar()
+    capfd.readouterr()
+    models.load_vlm(tmp_path)
+    assert "Loading weights: 100%" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "bars"), [("embedded", False), ("FOLDER", False), ("owner/name", True)])
+def test_the_shell_hides_bars_only_where_loading_is_short(tmp_path, monkeypatch, name, bars):
+    hidden = []
+    monkeypatch.setattr(transformers.logging, "disable_progress_bar", lambda: hidden.append(True))
+
+    def load(*_, **__):
+        raise ValueError("far enough")
+
+    monkeypatch.setattr(models, "load_vlm", load)
+    with pytest.raises(SystemExit):
+        main(["compare", "full", "--scene", "0", "--model", name.replace("FOLDER", str(tmp_path))])
+    assert bool(hidden) is not bars
 
 
 # -- the catalogue ----------------------------------------------------------------------------------------------------

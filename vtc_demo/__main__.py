@@ -168,7 +168,7 @@ def run_compare(args) -> int:
     chosen = [methods.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
     cost = {"match": args.match, "tokens": args.tokens, "target": args.target}
     matching.check(**cost)
-    quiet()
+    quiet(bars=args.model != "embedded" and not Path(args.model).is_dir())
     vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
     c = compare.compare(vlm, image, question, chosen, max_new_tokens=args.max_new_tokens, seed=args.seed, **cost)
     if args.json:
@@ -199,13 +199,14 @@ def picture_and_question(args):
     return scene.image, question, known.get(question.strip().lower())
 
 
-def quiet() -> None:
-    """No progress bars or advice of libraries between our lines."""
+def quiet(bars: bool = False) -> None:
+    """No advice of libraries between our lines; bars: but those of progress, as a model of the hub takes minutes."""
     import transformers
 
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    if not bars:
+        transformers.logging.disable_progress_bar()
 
 
 def table(c, expected: str | None) -> str:
