@@ -70,7 +70,7 @@ from gradio_client import Client
 client = Client("http://127.0.0.1:7860")  # the address of this page
 methods = ["full", "fastervlm@0.11"]
 question = "How many objects are there?"
-found = client.predict(question=question, methods=methods, scene=0, api_name="/compare")
+found = client.predict(question=question, methods=methods, scene=0, image=None, api_name="/compare")
 print([run["answer"] for run in found["runs"]])
 """
 
@@ -81,7 +81,7 @@ Two endpoints are open to `gradio_client`; both answer with plain data and say i
 
 | endpoint | takes | gives |
 | --- | --- | --- |
-| `/compare` | `question`: text. `methods`: one to four of `"name"`, `"name@retention"` or a dict with `method` and its hyper-parameters. `scene`: number of a built-in scene. `image`: a file in place of the scene. | The comparison: a list `runs` with answer, tokens per layer, times, FLOPs, bytes and the fate of every patch, and the environment. |
+| `/compare` | `question`: text. `methods`: one to four of `"name"`, `"name@retention"` or a dict with `method` and its hyper-parameters. `scene`: number of a built-in scene. `image`: a file in place of the scene, or None. | The comparison: a list `runs` with answer, tokens per layer, times, FLOPs, bytes and the fate of every patch, and the environment. |
 | `/methods` | nothing | Every method: its card and its hyper-parameters with their ranges. |
 
 ```python
