@@ -22,7 +22,7 @@ OPEN = dict(colour=2, object=2, size=1, counting=2, reading=2, background=0.5, e
 MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.25, existence=2, relation=3)
 SIDE = dict(colour=0.7, existence=0.3, counting=0.7, side=6, relation=2)
 HARD = dict(colour=0.75, object=0.5, size=0.75, counting=4, reading=1, background=0.15, existence=1.5, relation=10)
-FULL = dict(colour=1, object=0.75, size=1, counting=5, reading=1.5, background=0.5, existence=2.5, relation=4)
+FULL = dict(colour=1, object=0.75, size=1.5, counting=8, reading=1.5, background=0.25, existence=2, relation=5)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -41,8 +41,8 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
         Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
         Stage("side-168", n(1000), 8, 1e-3, partial(small, weights=SIDE, first=4 * 10**7), warmup=20, cooldown=0.01),
-        Stage("hard-168", n(1600), 8, 1e-3, partial(small, weights=HARD, first=5 * 10**7), warmup=20, cooldown=0.3),
-        Stage("full-336", n(1000), 8, 1e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
+        Stage("hard-168", n(2000), 8, 1e-3, partial(small, weights=HARD, first=5 * 10**7), warmup=20, cooldown=0.3),
+        Stage("full-336", n(1300), 8, 1e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
     ]
 
 
@@ -84,7 +84,7 @@ def train_embedded(
     objective = AnswerObjective(model, mean, std, processor.tokenizer.encode("user:"))  # freezes the tower
     for stage in answers:
         if stage.name in wanted:
-            objective.hint = 0.25 if stage.name.endswith("168") else 0.03  # on full pictures the answers lead
+            objective.hint = 0.25 if stage.name.endswith("168") else 0.1  # on full pictures the answers lead
             run_stage(replace(stage, batch=batch or stage.batch), objective, folder, workers)
     build.save(model.eval().cpu(), processor, out)
     return out
