@@ -25,6 +25,8 @@ WAYS = {
     "flops": ("equal FLOPs", "Every method costs what this many tokens cost that are left before the language model."),
 }
 
+APART = "A column has its own number: each method is run at its plain share of the tokens, and may end with fewer."
+
 PLACES = {
     "input_image": "input",
     "vision_layer": "encoder",
@@ -75,6 +77,7 @@ def budget(tokens: int, total: int, live: bool) -> gr.HTML:
     marks = "".join(f'<button type="button" data-tokens="{n}">{n}</button>' for n in BUDGETS if n < total)
     markup = (
         f'<div class="ways" role="group" aria-label="What is made equal">{ways}</div><p class="way"></p>'
+        f'<p class="way apart">{APART}</p>'
         f'<input type="range" min="{fewest(total)}" max="{total}" step="1" value="{tokens}" '
         'aria-label="Visual tokens kept"><div class="read"><output></output><span class="share"></span></div>'
         f'<div class="marks" role="group" aria-label="Usual numbers of tokens">{marks}</div>'

@@ -112,6 +112,7 @@
     const set = (change, tell = true) => {
       props.value = { ...props.value, ...change };
       mine = JSON.stringify(props.value);
+      column.classList.toggle("vtc-apart", props.value.own);
       if (tell) { column.classList.add("vtc-stale"); pick({}); }
     };
     const total = () => Number(document.querySelector(".vtc-budget input")?.max ?? 576);
