@@ -298,6 +298,16 @@ def test_table_marks_differences_and_escapes_titles(record):
     )
 
 
+def test_the_sentence_counts_what_differs_from_random(record):
+    other = json.loads(records.to_json(record))
+    bounds = {"uniform": (0.1, 0.2), "pool": (-0.2, -0.1), "downsample": (-0.3, -0.2)}
+    for row in (r for r in other["rows"] if r["tokens"] == 64 and r["minus"]["random"]):
+        low, high = bounds.get(row["method"]["method"], (-0.1, 0.1))
+        row["minus"]["random"] = {"mean": 0.0, "low": low, "high": high}
+    said = figures_sweep.summary(other)
+    assert "At 64 of 576 tokens, 1 of 5 methods is better" in said and "2 are worse; for 2 it cannot be told" in said
+
+
 # -- the shipped record ---------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def shipped():

@@ -69,7 +69,8 @@ def curves(
     figure = go.Figure()
     for rows in by_method(record, shown).values():
         told = [(cost(row, cost_name), value(row, measure, kind), row) for row in rows]
-        points = sorted(((x, y, row) for x, y, row in told if y is not None), key=lambda point: point[0])
+        points = [(x, y, row) for x, y, row in told if y is not None]
+        points.sort(key=lambda point: (point[0], point[2]["tokens"] or 0))
         if points:
             name = rows[0]["method"]["method"]
             _curve(figure, points, hues.get(name, viz.OTHER[0]), rows[0], kind, bands)
@@ -148,7 +149,7 @@ def _laid_out(figure: go.Figure, record: dict, measure: str, cost_name: str, kin
         margin={"l": 8, "r": 8, "t": 12, "b": 8},
         font={"family": FONT, "size": 13},
         hovermode="closest",
-        hoverlabel={"align": "left", "font": {"size": 13}},
+        hoverlabel={"align": "left", "bgcolor": "#10162b", "font": {"size": 13, "color": "#ffffff"}},
         legend={"orientation": "h", "y": -0.16, "yanchor": "top", "x": 0},
         xaxis=x,
         yaxis={"title": {"text": y}, "range": [-2, 104], "tickvals": [0, 20, 40, 60, 80, 100], "automargin": True},
@@ -230,11 +231,16 @@ def summary(record: dict, tokens: int = 64) -> str:
     rows = [r for r in record["rows"] if r["tokens"] == nearest and r["method"]["method"] != "random"]
     better, worse = (sum(against_random(row) == sign for row in rows) for sign in (1, -1))
     full = next((row for row in record["rows"] if row["method"]["method"] == "full"), None)
+    rest = len(rows) - better - worse
     text = (
-        f"At {nearest} of {record['model']['patches']} tokens, {better} of {len(rows)} methods do better than random "
+        f"At {nearest} of {record['model']['patches']} tokens, {better} of {len(rows)} methods {_are(better)} better "
     )
-    text += f"on the same questions and {worse} do worse; for the others it cannot be told"
+    text += f"than random on the same questions and {worse} {_are(worse)} worse; for {rest} it cannot be told"
     return text + (f". With every token {value(full, 'accuracy', ALL)[0]:.0f} % is right." if full else ".")
+
+
+def _are(n: int) -> str:
+    return "is" if n == 1 else "are"
 
 
 def provenance(record: dict) -> str:
