@@ -228,12 +228,11 @@
   }
   window.vtc.atlas = atlas;
 
-  // A link to #atlas opens this tab; Gradio draws the tabs late.
-  const arrive = (left = 100) => {
-    if (!location.hash.startsWith("#atlas")) return;
-    const tab = document.querySelector("#vtc-tab-atlas-button");
-    if (tab) tab.click();
-    else if (left) setTimeout(() => arrive(left - 1), 100);
+  // A link to #atlas opens this tab. Gradio draws the tabs late and listens to them later still.
+  const arrive = (left = 600) => {
+    if (!location.hash.startsWith("#atlas") || document.querySelector(".vtc-atlas")?.offsetParent) return;
+    document.querySelector("#vtc-tab-atlas-button")?.click();
+    if (left) setTimeout(() => arrive(left - 1), 100);
   };
   window.addEventListener("hashchange", () => arrive());
   window.vtc.begin(() => arrive());
