@@ -13,6 +13,7 @@ from vtc_demo.models import VLM
 from vtc_demo.models.llava import LlavaAdapter
 from vtc_demo.training import build
 from vtc_demo.ui import lab as tab
+from vtc_demo.ui.compare import Brake
 
 expect.set_options(timeout=90_000)
 RECORDS = sorted(tab.RECORDS.glob("lab-*.json"))
@@ -121,7 +122,7 @@ def test_shares_become_tokens_of_the_shape(board):
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_what_the_page_would_not_send_is_refused_in_words(board, change):
-    (update,) = list(board.measure(tab.CHOSEN | change))
+    (update,) = list(board.measure(tab.CHOSEN | change, Brake(), 0.5))
     assert "vtc-problem" in update[0] and "Something went wrong" not in update[0]
     assert "vtc-note" in board.remark(tab.CHOSEN | change)
 
@@ -131,8 +132,27 @@ def test_a_failure_is_no_traceback(monkeypatch):
         raise RuntimeError("secret path")
         yield
 
-    *_, last = tab.Lab(broken).measure(tab.CHOSEN)
+    *_, last = tab.Lab(broken).measure(tab.CHOSEN, Brake(), 0.5)
     assert tab.FAILED in last[0] and "secret" not in last[0]
+
+
+def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):
+    closed, brake = [], Brake()
+
+    def endless(settings):
+        try:
+            while True:
+                yield "progress", 0.5
+        finally:
+            closed.append(True)
+
+    board = tab.Lab(endless)
+    updates = board.measure(tab.CHOSEN, brake, 0.5)
+    assert "is-running" in next(updates)[0]
+    assert "Stopped" in tab.stop_run(brake, 0.5, record)
+    assert list(updates) == [] and closed == [True]
+    assert "is-running" not in str(list(board.measure(tab.CHOSEN, brake, 0.5)))  # the same request, had it waited
+    assert "is-running" in next(board.measure(tab.CHOSEN, brake, 0.7))[0]  # the next one runs
 
 
 def test_strange_views_and_records_change_nothing(board, record):
@@ -221,8 +241,8 @@ def test_run_then_stop_then_run(page):
 
 @pytest.mark.browser
 def test_a_refusal_is_shown_and_phones_do_not_scroll_sideways(page):
-    for box in page.locator(".vtc-lab [data-group=methods]:checked + span").all():
-        box.click()
+    for name in ("fastervlm", "fastv"):
+        page.locator(f".vtc-lab [value={name}] + span").click()
     page.locator("#vtc-lab-run").click()
     expect(page.locator("#vtc-lab-status .vtc-problem")).to_contain_text("Choose at least one method")
     page.set_viewport_size({"width": 390, "height": 844})

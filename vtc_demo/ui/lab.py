@@ -18,6 +18,7 @@ import gradio as gr
 from .. import figures_lab, lab, methods, viz
 from ..lab import report
 from . import controls, serve
+from .compare import Brake
 from .sweep import _strip as strip
 from .sweep import _tick as tick
 from .sweep import problem
@@ -82,18 +83,22 @@ class Lab:
         }  # fmt: skip
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict):
+    def measure(self, plan: dict, brake: Brake, request: float):
         """Measures: yields (status, record, a number that starts the drawing)."""
-        stage = "getting ready"
+        pressed, stage = brake.presses, ""
         try:
-            settings = self.read(plan)
-            yield running(stage, 0), gr.skip(), gr.skip()
-            for kind, data in self.run(settings):
-                if kind == "record":
-                    yield status(data, "Measured just now"), data, random.random()
-                else:
-                    stage, share = (data, 0) if kind == "stage" else (stage, data)
-                    yield running(stage, share), gr.skip(), gr.skip()
+            if request == brake.request:  # stopped while it was waiting for its turn
+                yield gr.skip(), gr.skip(), gr.skip()
+                return
+            with closing(self.run(self.read(plan))) as events:
+                for kind, data in events:
+                    if brake.presses != pressed:
+                        return
+                    if kind == "record":
+                        yield status(data, "Measured just now"), data, random.random()
+                    else:
+                        stage, share = (data, 0) if kind == "stage" else (stage, data)
+                        yield running(stage, share), gr.skip(), gr.skip()
         except ValueError as error:
             yield problem(str(error)[:1].upper() + str(error)[1:] + "."), gr.skip(), gr.skip()
         except Exception:
@@ -142,7 +147,8 @@ class Lab:
     def build(self) -> None:
         first = next(iter(self.recorded), None)
         shown = self.recorded.get(first)
-        record, tick_, text = gr.State(shown), gr.Number(0, visible="hidden"), gr.Textbox("", visible="hidden")
+        record, brake, text = gr.State(shown), gr.State(Brake()), gr.Textbox("", visible="hidden")
+        tick_, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         # The choices look like those of the Sweep tab, whose stylesheet serves both.
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep", "vtc-lab"]):
             with gr.Column(elem_classes="vtc-rail"):
@@ -180,11 +186,13 @@ class Lab:
             changed(self.draw, [record, view], [*plots, why, table], trigger_mode="always_last", **quick)
         plan.pick(self.remark, plan, note, **quick)
         shelf.pick(self.choose, shelf, [said, record, tick_], **quick)
-        measuring = start.click(
-            self.measure, plan, [said, record, tick_], trigger_mode="once",
+        start.click(lambda: running("waiting for its turn", 0), None, said, **quick)
+        start.click(None, None, go, js="() => Math.random()", **quick)
+        go.change(
+            self.measure, [plan, brake, go], [said, record, tick_], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(stopped, record, said, cancels=[measuring], **quick)
+        stop.click(stop_run, [brake, go, record], said, **quick)
         sent = save.click(lambda r: json.dumps(r, indent=1) if r else "", record, text, **quick)
         sent.then(None, text, None, js="(text) => window.vtc.save('lab.json', text)", **quick)
 
@@ -199,7 +207,10 @@ class Lab:
         visual = lab.pick(CHOSEN["shape"]).visual
         shares = "".join(tick("shares", n, visual // n, n in CHOSEN["shares"]) for n in SHARES)
         batches = "".join(tick("batches", n, n, n in CHOSEN["batches"]) for n in BATCHES)
-        seconds = f'<input type="range" min="{MIN_SECONDS}" max="{MAX_SECONDS}" step="5" value="{CHOSEN["seconds"]}">'
+        seconds = (
+            f'<input type="range" aria-label="Seconds to spend" min="{MIN_SECONDS}" max="{MAX_SECONDS}" step="5" '
+            f'value="{CHOSEN["seconds"]}">'
+        )
         return (
             '<section class="vtc-panel"><h2 class="vtc-h">Model shape</h2>'
             f'<select class="shape" aria-label="Model shape">{shapes}</select><p class="vtc-note facts"></p></section>'
@@ -208,7 +219,7 @@ class Lab:
             f"<fieldset><legend>Visual tokens kept</legend>{shares}</fieldset></section>"
             '<section class="vtc-panel"><h2 class="vtc-h">A run on this machine</h2>'
             f"<fieldset><legend>Answers decoded at once</legend>{batches}</fieldset>"
-            f'<label class="scenes"><span>Seconds to spend</span><output></output>{seconds}</label></section>'
+            f'<div class="scenes"><span>Seconds to spend</span><output></output>{seconds}</div></section>'
         )
 
 
@@ -293,6 +304,11 @@ def running(stage: str, share: float) -> str:
         f'aria-valuemin="0" aria-valuemax="100"><span style="width:{100 * share:.1f}%"></span></div>'
     )
     return strip("Measuring", escape(stage[:1].upper() + stage[1:]), bar, "is-running")
+
+
+def stop_run(brake: Brake, request: float, record: dict | None) -> str:
+    brake.press(request)
+    return stopped(record)
 
 
 def stopped(record: dict | None) -> str:
