@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser("check", help="check that this machine is ready for the lessons")
     args = parser.parse_args(argv)
     try:
-        if args.command == "check":
+        if args.command == "check":  # imports nothing that an incomplete set-up lacks
             from ._build import ready
 
             return ready.main()

@@ -15,7 +15,7 @@ from nbclient.exceptions import CellExecutionError
 from .source import LESSONS
 
 WEIGHTS = LESSONS.parent / "assets" / "models" / "embedded" / "model.safetensors"
-LIMIT = 180  # seconds of a cell, and what a whole notebook may take
+LIMIT = 180  # seconds of a cell by the clock, and of a whole notebook by the processor
 NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 TOLERANCE = 0.02  # relative; another processor rounds otherwise
 

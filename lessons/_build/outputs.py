@@ -9,7 +9,9 @@ import nbformat
 
 from . import execute, instructor, notebook, pictures, slides, source
 from .source import LESSONS, Lesson
+from .words import LANGUAGES
 
+BEGIN, END = "<!-- lessons:begin -->", "<!-- lessons:end -->"
 FOLDERS = {"solution": "solutions", "instructor": "instructor", "slides": "slides"}
 
 
@@ -20,7 +22,20 @@ def main(chosen: list[str], run: bool) -> int:
             began = time.perf_counter()
             paths = write(lesson, run)
             print(f"{time.perf_counter() - began:5.1f} s  " + "  ".join(f"{size(p)} {short(p)}" for p in paths))
+    page = LESSONS / "README.md"
+    page.write_text(listed(page.read_text(encoding="utf-8")), encoding="utf-8", newline="\n")
     return 0
+
+
+def listed(page: str) -> str:
+    """The README with its table of lessons."""
+    rows = ["| | lesson | languages |", "| --- | --- | --- |"]
+    for name in source.names():
+        first, *others = source.editions(name)
+        links = [f"[{LANGUAGES[e.lang]}]({e.file('.ipynb')})" for e in (first, *others)]
+        rows.append(f"| {first.number} | {first.meta['title']} ({first.minutes} minutes) | {', '.join(links)} |")
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n" + "\n".join(rows) + f"\n{END}{rest.partition(END)[2]}"
 
 
 def named(choice: str) -> str:

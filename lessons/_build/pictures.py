@@ -60,5 +60,5 @@ def draw(page, figure: dict) -> str:
     url = page.evaluate(DRAW, [json.loads(json.dumps(figure)), *size])
     image = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
     file = io.BytesIO()
-    image.quantize(256, method=Image.Quantize.MAXCOVERAGE).save(file, "PNG", optimize=True)
+    image.quantize(256, method=Image.Quantize.FASTOCTREE).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

@@ -7,8 +7,7 @@ import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from .source import LESSONS
-
+LESSONS = Path(__file__).resolve().parents[1]
 ROOT = LESSONS.parent
 
 
@@ -26,7 +25,7 @@ def main() -> int:
 
 
 def python() -> str:
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (the package needs it, and somebody may have an older one)
         raise RuntimeError(f"{sys.version.split()[0]} is too old; make the environment with Python 3.11 or newer")
     return sys.version.split()[0]
 
@@ -77,7 +76,6 @@ def kernel() -> str:
 def figures() -> str:
     """JupyterLab knows how to draw plotly."""
     import plotly
-
     from jupyter_core.paths import jupyter_path
 
     if not any(Path(folder, "jupyterlab-plotly").is_dir() for folder in jupyter_path("labextensions")):

@@ -15,8 +15,8 @@ FOLDER = Path(__file__).parent
 
 
 def build(lesson: Lesson, executed: nbformat.NotebookNode) -> str:
-    """The [slide] cells in order. A figure of a code cell with `slide` stands on a slide of its own, or, where a
-    [slide] cell follows it at once, below that cell's text.
+    """The [slide] cells in order. The figure of a code cell with `slide` stands below the text of the [slide] cell right
+    before it, or else on a slide of its own.
     """
     css, js = ((FOLDER / name).read_text(encoding="utf-8") for name in ("slides.css", "slides.js"))
     sections = [cover(lesson), *pages(lesson, executed)]
@@ -40,15 +40,17 @@ def cover(lesson: Lesson) -> str:
 
 def pages(lesson: Lesson, executed: nbformat.NotebookNode) -> list[str]:
     pictures = {cell.id: picture(cell) for cell in executed.cells if "slide" in cell.metadata.get("tags", [])}
-    out, waiting = [], ""
+    out, before = [], ""
     for index, cell in enumerate(lesson.cells):
+        shown = pictures.get(f"code-{index}")
         if cell.kind == "slide":
-            out.append(mistune.html(cell.text).strip() + waiting)
-            waiting = ""
-        elif f"code-{index}" in pictures:
-            out += [waiting] if waiting else []
-            waiting = pictures[f"code-{index}"]
-    return [*out, waiting] if waiting else out
+            out.append(mistune.html(cell.text).strip())
+        elif shown and before == "slide":
+            out[-1] += shown
+        elif shown:
+            out.append(shown)
+        before = cell.kind
+    return out
 
 
 def picture(cell) -> str:

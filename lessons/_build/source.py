@@ -174,7 +174,9 @@ def translated(cells: list[Cell], lang: str, name: str) -> list[Cell]:
         if cell.lang is None:
             out.append(cell)
         elif not out or out[-1].kind != cell.kind:
-            raise SourceError(f"{name}.py:{cell.line}: a translation stands right after the [{cell.kind}] it translates")
+            raise SourceError(
+                f"{name}.py:{cell.line}: a translation stands right after the [{cell.kind}] it translates"
+            )
         elif cell.lang == lang:
             out[-1] = replace(cell, options=out[-1].options | cell.options)
     missing = [c for c in out if lang != "en" and c.is_text and c.lang is None]
@@ -206,7 +208,9 @@ def examine(lesson: Lesson) -> None:
         if cell.kind == "markdown" and cell.text.startswith("## ") != bool(cell.minutes):
             fail(cell, "a section (## heading) says its minutes, other cells do not")
         if cell.kind == "slide" and "$" in cell.text:
-            fail(cell, "slides have no TeX (it would need a script from outside); write formulas with Unicode and <sup>")
+            fail(
+                cell, "slides have no TeX (it would need a script from outside); write formulas with Unicode and <sup>"
+            )
         if cell.kind == "quiz":
             quiz(cell)
         before = cell.kind

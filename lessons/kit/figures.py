@@ -50,13 +50,15 @@ def picture(image, grid: tuple[int, int] | None = None, title: str = "", evidenc
     return figure
 
 
-def masks(image, runs: Iterable, question=None, title: str = "", site=None) -> go.Figure:
+def masks(image, runs: Iterable, question=None, title: str = "", site=None, names=None) -> go.Figure:
     """What became of every patch, one panel per run: dropped dark, merged amber, kept clear; evidence outlined green.
 
-    runs: of `vtc.run`; question: of a scene, for its evidence; site: a `vtc.tokens.Site`, default the end of the pass.
+    runs: of `vtc.run`; question: of a scene, for its evidence; site: a `vtc.tokens.Site`, default the end of the pass;
+    names: of the panels, default the methods' titles. The answer stands below the name.
     """
     runs = list(runs)
-    names = [f"{run.method.card.title}, {run.visual_tokens} tokens<br>“{run.answer}”" for run in runs]
+    names = [run.method.card.title for run in runs] if names is None else names
+    names = [f"{name}, {run.visual_tokens} tokens<br>“{run.answer}”" for name, run in zip(names, runs)]
     grid = runs[0].trace.grid
     figure = panels(image, names, grid, title)
     for column, run in enumerate(runs, 1):

@@ -18,9 +18,10 @@ def say(text: str) -> None:
 
 
 def table(rows: Iterable[Iterable], header: Iterable[str]) -> None:
-    """Show a table. Floats are written with three digits; the first column is left-aligned, the others right."""
-    header = list(header)
-    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *([cell(value) for value in row] for row in rows)]
+    """Show a table. Floats are written with three digits; columns of numbers are right-aligned."""
+    header, rows = list(header), [[cell(value) for value in row] for row in rows]
+    numeric = [all(row[i][:1] in tuple("+-0123456789") for row in rows) for i in range(len(header))]
+    lines = [header, ["---:" if right else "---" for right in numeric], *rows]
     display(Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines)))
 
 
