@@ -50,8 +50,8 @@ class Chat:
             token_ids=ids,
             trace=work.trace,
             timings=timings_ms(work.watch.seconds, len(ids) - 1),
-            flops=cost.turn_flops(vlm.spec, before, len(tokens), len(ids)),
-            kv_bytes=sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values)),
+            flops=work.with_connector(cost.turn_flops(vlm.spec, before, len(tokens), len(ids)), len(tokens), len(ids)),
+            kv_bytes=work.prefilled.kv_bytes,
             kv_lengths=[layer.keys.shape[-2] for layer in layers],
             vision_shared=True,
         )

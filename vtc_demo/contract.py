@@ -367,9 +367,9 @@ def check(cls: type[Method]) -> list[Finding]:
 
 def extra_methods() -> dict[str, Path]:
     """The methods that came from folders outside the package: name -> file, in the order of lists."""
-    home = Path(methods.__file__).parent
+    home = Path(__file__).parent
     files = {card.name: Path(inspect.getfile(methods.get(card.name))) for card in methods.list_methods()}
-    return {name: file for name, file in files.items() if file.parent != home}
+    return {name: file for name, file in files.items() if home not in file.parents}
 
 
 def check_folder(folder: str | Path) -> dict[str, list[Finding]]:

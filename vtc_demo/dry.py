@@ -50,8 +50,10 @@ def dry(vlm: VLM, method: Method, layout: Layout, prompt: Prompt, seed: int = 0,
     """The cost of a method on a picture and prompt of this layout, which must be `countable`.
 
     replay: the trace of a real pass, whose reductions before the language model are taken over. Raises ValueError for a
-    method that does not suit the model.
+    method that does not suit the model, or whose trained connector would have to run.
     """
+    if method.connector is not None:
+        raise ValueError(f"{method.card.name}: a trained connector is not counted without running it")
     return DryPass(vlm, method, layout, prompt, seed, replay).cost()
 
 

@@ -21,6 +21,8 @@ from transformers import DynamicCache
 
 from . import cost
 from .attention import DecoderHalves, DecoderProbe, EncoderHalves, EncoderProbe
+from .connectors import store
+from .connectors.base import Connector, Held
 from .images import load_rgb
 from .measure import Stopwatch, timings_ms
 from .methods import resolve
@@ -59,11 +61,13 @@ class Encoded:
 
 class Projected(NamedTuple):
     """Visual tokens on their way into the LLM. tokens [1, n, D]; stand [n]: the token at the projector at which each
-    stands; deep: for each of the first decoder layers what is added to the visual tokens after it, [1, n, D]."""
+    stands; deep: for each of the first decoder layers what is added to the visual tokens after it, [1, n, D]; beside
+    [1, m, D]: tokens that layers read without their standing in the sequence."""
 
     tokens: Tensor
     stand: Tensor
     deep: list[Tensor]
+    beside: Tensor | None = None
 
 
 def run(vlm: VLM, image, question: str, method: Method, **options) -> Run:
@@ -196,6 +200,7 @@ def answer_text(vlm: VLM, ids: list[int]) -> str:
 class Prefilled:
     """What decoding goes on from. positions [layers]: the position that the first decoded token takes in each layer."""
 
+    held: Held  # what a connector keeps of the picture for the layers
     cache: DynamicCache
     positions: list[int]
     token: Tensor  # [1], the first of the answer
@@ -203,6 +208,13 @@ class Prefilled:
     fed: list[int]  # visual tokens through each layer's MLP
     cached: list[int]  # visual tokens in each layer's cache
     done: int = 0  # tokens fed after the prompt
+
+    @property
+    def kv_bytes(self) -> int:
+        """Of the cache, and of what is held of the picture in its place."""
+        held = [part for parts in self.held.values() for part in parts]
+        cached = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
+        return sum(part.numel() * part.element_size() for part in held + cached)
 
 
 class Pass:
@@ -215,6 +227,9 @@ class Pass:
             raise ValueError(f"budget={budget!r}; choose 'global' or 'crop'")
         self.vlm, self.method, self.seed, self.budget = vlm, method, seed, budget
         self.model, self.adapter, self.shape = vlm.model, vlm.adapter, vlm.shape
+        self.connector: Connector | None = None
+        if method.connector is not None:  # with a decoder of its own, on the same tower
+            self.connector, self.model = store.fit(vlm, method)
         self.sites = frozenset(method.sites(self.shape))
         for site in self.sites:
             self._check_site(site)
@@ -239,10 +254,13 @@ class Pass:
                 f"{self.method.card.name}: this picture has so many tiles that the model scales them down after the "
                 "projector, where this method acts; use a smaller picture or a method that acts later"
             )
+        if self.connector is not None and not layout.plain:
+            raise ValueError(f"{self.method.card.name} was trained with one picture per question; give a single image")
         self.layout, extra, layers = layout, layout.extra, self.shape.llm_layers
         grid = layout.crops[0].grid if len(layout.crops) == 1 else (1, layout.units)
         drawn = self.shape.grid if self.side else layout.sheet[0]
-        self.trace = Trace(drawn, extra, layers, cells=layout.cells)
+        beside = self.connector is not None and self.connector.beside
+        self.trace = Trace(drawn, extra, layers, cells=layout.cells, beside=beside)
         if self.side:
             self.trace.add(Site("input_image"), shrink(drawn, grid, extra))
         self.shape = replace(self.shape, grid=grid)
@@ -379,6 +397,8 @@ class Pass:
 
     def project(self, encoded: Encoded) -> Projected:
         """From the feature layer's output to the visual tokens of the LLM."""
+        if self.connector is not None:
+            return self._connect(encoded.features)
         adapter, model, site, layout = self.adapter, self.model, Site("projector"), encoded.layout
         sources = layout.sources
         pick = (lambda x: x) if sources is None else (lambda x: x[sources].flatten(1))
@@ -407,6 +427,16 @@ class Pass:
             visual, stand = reduction.apply(visual), stand[reduction.anchor]
             deep = [reduction.apply(d) for d in deep]
         return Projected(visual, stand, deep)
+
+    def _connect(self, features: Tensor) -> Projected:
+        """The same by a trained connector; features [1 + n, C]."""
+        method, patches = self.method, self.shape.patches
+        made = self.connector(features[None], self.shape.grid, method.keep(patches), **method.options())
+        reduction = made.reduction(len(features))
+        self.trace.add(Site("projector"), reduction)
+        if self.connector.beside:
+            return Projected(made.tokens[:, :0], reduction.anchor[:0], [], made.tokens)
+        return Projected(made.tokens, reduction.anchor, [])
 
     # -- language -------------------------------------------------------------------------------------------------
     def assemble(self, lm, prompt: Prompt, visual: Tensor, stand: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
@@ -442,7 +472,7 @@ class Pass:
         axes are never closed up.
         """
         lm = self.adapter.decoder(self.model)
-        visual, stand, deep = projected
+        visual, stand, deep, beside = projected
         stand = stand.to(prompt.ids.device)
         h, ids, at, others, length = self.assemble(lm, prompt, visual, stand)
         n, text = len(stand), len(others)
@@ -450,7 +480,11 @@ class Pass:
         renumber = self.method.positions == "renumber" and ids.dim() == 2
         contiguous = rope = lm.rotary_emb(h, ids)  # cos, sin [1, S, d]
         cache, positions, held, alive, fed = DynamicCache(), [], [], torch.arange(n, device=h.device), []
-        previous = None
+        previous, held_beside, sees = None, {}, None
+        if beside is not None:
+            place = int(prompt.visual[0])  # of the first word after the picture, which has none of its own
+            held_beside = self.connector.remember(lm, beside, place)
+            sees = torch.arange(length, device=h.device) >= place
 
         def view(h, **probes):
             return {
@@ -495,7 +529,7 @@ class Pass:
             held.append((alive, at, others))
             entered, turns = h[0], _first(rope)
             how = {"attention_mask": None, "position_embeddings": rope, "past_key_values": cache, "use_cache": True}
-            h = DecoderHalves.attend(layer, h, **how) if inside else layer(h, **how)
+            h = DecoderHalves.attend(layer, h, **how) if inside else self._layer(k, layer, h, held_beside, sees, **how)
             previous = self.decoder_probe(layer, entered, turns, cache.layers[k].keys[0])
             if inside:
                 h = DecoderHalves.feed(layer, reduce(h, k, previous=previous))
@@ -510,7 +544,13 @@ class Pass:
             if renumber:
                 positions = [layer.keys.shape[-2] for layer in cache.layers]
         cached = [layer.keys.shape[-2] - text for layer in cache.layers]
-        return Prefilled(cache, positions, token, text, fed, cached)
+        return Prefilled(held_beside, cache, positions, token, text, fed, cached)
+
+    def _layer(self, k: int, layer, h: Tensor, held: Held, sees: Tensor | None, **how) -> Tensor:
+        """Decoder layer k, by way of the connector if there is one."""
+        if self.connector is None:
+            return layer(h, **how)
+        return self.connector.run(k, layer, h, held, sees, **how)
 
     def _evict(self, cache: DynamicCache, held: list[tuple], alive: Tensor, reduction: Reduction) -> None:
         """Remove the dropped visual tokens from every layer's cache. held [layers]: the visual tokens that each holds,
@@ -536,14 +576,13 @@ class Pass:
         ahead = torch.arange(q, device=h.device)[None] + prefilled.done
         ahead = ahead if self.adapter.axes == 1 else ahead.expand(self.adapter.axes, 1, q)
         ropes = {p: lm.rotary_emb(h, ahead + p) for p in set(prefilled.positions)}
-        for layer, held, position in zip(lm.layers, cache.layers, prefilled.positions):
+        for k, (layer, held, position) in enumerate(zip(lm.layers, cache.layers, prefilled.positions)):
             mask = None
             if q > 1:  # without a mask, several tokens over a cache would each see all of them
                 past = held.keys.shape[-2]
                 mask = torch.ones(q, past + q, dtype=torch.bool, device=h.device).tril(past)[None, None]
-            h = layer(
-                h, attention_mask=mask, position_embeddings=ropes[position], past_key_values=cache, use_cache=True
-            )
+            how = {"attention_mask": mask, "position_embeddings": ropes[position], "past_key_values": cache}
+            h = self._layer(k, layer, h, prefilled.held, None, use_cache=True, **how)
         prefilled.done += q
         return self._next_token(lm, h)
 
@@ -566,7 +605,7 @@ class Pass:
             trace=self.trace,
             timings=timings_ms(seconds, len(ids) - 1),
             flops=self._flops(encoded, prefilled, len(ids)),
-            kv_bytes=sum(part.numel() * part.element_size() for layer in layers for part in (layer.keys, layer.values)),
+            kv_bytes=prefilled.kv_bytes,
             kv_lengths=[layer.keys.shape[-2] for layer in layers],
             vision_shared=shared,
         )
@@ -576,7 +615,7 @@ class Pass:
         if not layout.plain:
             spans = [self.adapter.attends(i, layout, encoded.state)["segments"] for i in range(len(encoded.schedule))]
             pairs = [sum(n * n for n in lengths) for lengths in spans]
-        return cost.run_flops(
+        flops = cost.run_flops(
             replace(spec, crops=1),
             self.trace.schedule,
             prefilled.text_tokens,
@@ -590,6 +629,19 @@ class Pass:
             encoder_mlp_schedule=encoded.fed,
             encoder_pairs=pairs,
         )
+        if self.connector is not None:
+            m = self.trace.steps[0].reduction.m
+            flops["projector"] = self.connector.flops(self.shape.patches, m) + self.connector.remember_flops(m)
+        return self.with_connector(flops, prefilled.text_tokens, new_tokens)
+
+    def with_connector(self, flops: dict[str, int], fed: int, new_tokens: int) -> dict[str, int]:
+        """FLOPs by stage with what a connector adds to the layers, for `fed` words and the answer after them."""
+        if self.connector is None:
+            return flops
+        m = self.trace.steps[0].reduction.m
+        flops["prefill"] += self.connector.layer_flops(fed, m)
+        flops["decode"] += (new_tokens - 1) * self.connector.layer_flops(1, m)
+        return flops | {"total": sum(value for stage, value in flops.items() if stage != "total")}
 
 
 def _first(rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

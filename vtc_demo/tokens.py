@@ -168,7 +168,8 @@ class Trace:
     """The ordered reductions of one run.
 
     grid: (rows, columns) of the patch grid that pictures are drawn on; extra: leading encoder tokens that are no
-    patch (1 for CLS). llm_layers: number of decoder layers. steps are in the order of the pass.
+    patch (1 for CLS). llm_layers: number of decoder layers. steps are in the order of the pass. beside: the tokens are
+    held outside the decoder's sequence, so none enters a layer.
     """
 
     grid: tuple[int, int]
@@ -176,6 +177,7 @@ class Trace:
     llm_layers: int
     steps: list[Step] = field(default_factory=list)
     cells: Tensor | None = field(default=None, compare=False)
+    beside: bool = False
     _products: list[Reduction] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -230,6 +232,8 @@ class Trace:
     @property
     def schedule(self) -> list[int]:
         """Visual tokens entering each LLM layer, [llm_layers]."""
+        if self.beside:
+            return [0] * self.llm_layers
         count = self.extra + self.patches
         by_layer = {}
         for step in self.steps:

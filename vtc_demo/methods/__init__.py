@@ -1,4 +1,5 @@
-"""The methods, found by discovery: every card-bearing Method class in a module of this folder or of an extra folder.
+"""The methods, found by discovery: every card-bearing Method class in a module of this folder, of `connectors` or of an
+extra folder.
 
 Classes are attributes of this package (`vtc_demo.methods.FastV`). A file that cannot be used is left out with a warning
 and an entry in `problems`; the others load all the same.
@@ -29,14 +30,22 @@ _NOT_METHODS = {"__init__", "base", "template"}
 
 # -- look-up --------------------------------------------------------------------------------------------------------
 def list_methods() -> list[Card]:
-    """The cards of all methods, in the order of lists."""
-    return sorted((c.card for c in _classes.values()), key=lambda card: (card.order, card.name))
+    """The cards of all methods that can run, in the order of lists."""
+    return sorted((c.card for c in _classes.values() if c.available()), key=lambda card: (card.order, card.name))
+
+
+def trained() -> dict[str, type[Method]]:
+    """The methods that need weights of their own, by name, whether these are here or not; in the order of lists."""
+    found = [c for c in _classes.values() if c.connector is not None]
+    return {c.card.name: c for c in sorted(found, key=lambda c: (c.card.order, c.card.name))}
 
 
 def get(name: str) -> type[Method]:
-    """The class with that name on its card; ValueError with suggestions if there is none."""
+    """The class with that name on its card; ValueError with suggestions if there is none that can run."""
     key = name.strip().lower() if isinstance(name, str) else name
     if isinstance(key, str) and key in _classes:
+        if not _classes[key].available():
+            raise ValueError(f"{key} is not trained here; train it with: python -m vtc_demo train zoo {key}")
         return _classes[key]
     names = [card.name for card in list_methods()]
     near = difflib.get_close_matches(str(key), names, n=3, cutoff=0.5)
@@ -125,7 +134,7 @@ def _load_files(folder: Path, load) -> list[str]:
 
 
 def _import_own(file: Path) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{file.stem}")
+    return importlib.import_module(f"{__package__.rpartition('.')[0]}.{file.parent.name}.{file.stem}")
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -180,4 +189,5 @@ def _check_class(cls: type[Method]) -> None:
     cls()  # every hyper-parameter needs a default within its range
 
 
-_load_files(Path(__file__).parent, _import_own)
+for _folder in ("methods", "connectors"):
+    _load_files(Path(__file__).parents[1] / _folder, _import_own)

@@ -124,9 +124,15 @@ class Method(ABC):
     positions: ClassVar[Literal["keep", "renumber"]] = "keep"  # RoPE positions after a drop inside the LLM
     inside: ClassVar[bool] = False  # layer sites act between attention and MLP of their layer instead of before it
     gridded: ClassVar[bool] = False  # needs the grid of one view: with several views it is asked view by view
+    connector: ClassVar[Any] = None  # a trained module in the place of the projector, see `vtc_demo.connectors`
     adaptive: ClassVar[bool] = False  # how many tokens are left depends on the image: the host waits for the count
 
     retention: float = param(0.25, "share of the visual tokens that is kept", low=0.01, high=1.0, step=0.01)
+
+    @classmethod
+    def available(cls) -> bool:
+        """Whether what it needs besides code is here; else it is not listed."""
+        return True
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
