@@ -1,17 +1,15 @@
 """The page with a small model of random weights: its endpoints, and its behaviour in a browser."""
 
+import time
+
 import pytest
-import torch
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from pages import served, watched
 from PIL import Image
 from playwright.sync_api import expect
-from transformers import LlavaForConditionalGeneration
 
 from vtc_demo import methods, ui
-from vtc_demo.models import VLM
-from vtc_demo.models.llava import LlavaAdapter
-from vtc_demo.training import build
 
 expect.set_options(timeout=60_000)
 EVIL = "<img src=x onerror=alert(1)>"
@@ -19,15 +17,8 @@ EVIL = "<img src=x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def url():
-    torch.manual_seed(0)
-    processor = build.build_processor()
-    config = build.build_config(len(processor.tokenizer), width=32, tower_layers=3, llm_layers=4)
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = 2
-    page = ui.build(VLM(model, processor, LlavaAdapter(), "embedded"))
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **ui.LAUNCH)
-    yield address.rstrip("/")
-    page.close()
+    with served() as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +79,10 @@ def test_bad_image_says_what_is_wrong_and_the_next_request_works(client, tmp_pat
 @pytest.fixture
 def page(url, chromium):
     """An open page; at the end there must have been no console error and no request to another host."""
-    context = chromium.new_context(viewport={"width": 1480, "height": 900}, color_scheme="dark")
-    page, problems = context.new_page(), []
-    page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-    page.on("pageerror", lambda e: problems.append(str(e)))
-    page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else problems.append(r.url))
-    page.set_default_timeout(60_000)
-    page.goto(url)
-    page.wait_for_selector(".vtc-mask")
-    yield page
-    context.close()
-    assert not problems
+    with watched(chromium, url) as page:
+        page.goto(url)
+        page.wait_for_selector(".vtc-mask")
+        yield page
 
 
 ANSWERED = ".vtc-said .time:has-text('FLOPs')"
@@ -157,13 +141,46 @@ def test_settings_of_a_column_are_its_hyper_parameters(page):
     expect(tokens(page, 1)).to_have_text("64/576")
 
 
+@pytest.fixture
+def slow(monkeypatch):
+    """Every comparison counts as slow, and steps take their time: cards show that they wait, and Stop is there."""
+    monkeypatch.setattr(ui.compare, "QUICK", -1.0)
+    follow = ui.compare.Compare._follow
+
+    def lingering(*args):
+        for update in follow(*args):
+            time.sleep(0.2)
+            yield update
+
+    monkeypatch.setattr(ui.compare.Compare, "_follow", lingering)
+
+
 @pytest.mark.browser
-def test_stop_ends_a_comparison_and_the_next_one_works(page):
+def test_a_slow_comparison_shows_progress_and_stops(page, slow):
     page.locator("#vtc-compare").click()
+    expect(page.locator(".is-running").first).to_be_visible()
+    page.locator(".marks button").first.click()  # waits behind the running one; Stop is meant for both
     page.locator("#vtc-stop").click()
     page.get_by_text("Stopped.").wait_for()
-    page.locator("#vtc-compare").click()
+    page.wait_for_timeout(3000)
+    assert page.get_by_text("Stopped.").count() == 1 and page.locator(ANSWERED).count() == 0
+    expect(page.locator("#vtc-stop")).to_be_hidden()
+    page.locator("#vtc-compare").click()  # the next one runs to its end
     page.locator(ANSWERED).wait_for()
+    expect(tokens(page, 1)).to_have_text("32/576")
+
+
+@pytest.mark.browser
+def test_a_quick_comparison_keeps_its_cards_until_the_new_ones_are_there(page, monkeypatch):
+    monkeypatch.setattr(ui.compare, "QUICK", 1000.0)
+    page.evaluate("""() => {
+        window.empty = 0;
+        new MutationObserver(() => { window.empty += document.querySelectorAll('.is-running').length; })
+            .observe(document.body, { subtree: true, childList: true });
+    }""")
+    page.locator(".marks button").first.click()
+    expect(tokens(page, 3)).to_have_text("32/576")
+    assert page.evaluate("window.empty") == 0
 
 
 @pytest.mark.browser
@@ -238,6 +255,57 @@ def test_hostile_text_is_shown_as_text(page):
 
 
 @pytest.mark.browser
+def test_hostile_model_output_and_refusals_are_shown_as_text(page, monkeypatch):
+    page.on("dialog", lambda d: pytest.fail("script ran"))
+    take = ui.compare.Board.take
+
+    def hostile(board, kind, index, data):
+        if kind == "run" and index == 1:
+            data = data | {"answer": EVIL, "title": EVIL}
+        take(board, *(("error", index, EVIL) if kind == "run" and index == 2 else (kind, index, data)))
+
+    monkeypatch.setattr(ui.compare.Board, "take", hostile)
+    page.locator("#vtc-compare").click()
+    expect(page.locator(".vtc-col-1 .vtc-answer .text")).to_have_text(EVIL)
+    expect(page.locator(".vtc-col-2 .vtc-problem")).to_have_text(EVIL)
+    expect(page.locator(".vtc-said .what")).to_contain_text(EVIL)
+    assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.browser
+def test_a_hostile_file_name_is_shown_as_text(page, tmp_path):
+    page.on("dialog", lambda d: pytest.fail("script ran"))
+    file = {"name": f"{EVIL}.png", "mimeType": "image/png", "buffer": b"no picture"}
+    page.locator("input[type=file]:not([multiple])").first.set_input_files(file)
+    page.locator(".vtc-said .vtc-problem").wait_for()
+    assert page.locator("img[src=x]").count() == 0
+
+
+@pytest.mark.browser
+def test_more_questions_wait_behind_a_button(page):
+    page.locator("[data-seed='5']").click()
+    more = page.locator(".chips .more")
+    more.wait_for()
+    assert page.locator(".chips button:not(.more)").count() == 4
+    rest = int(more.inner_text().split()[0])
+    more.click()
+    expect(page.locator(".chips button")).to_have_count(4 + rest)
+    assert page.evaluate("document.activeElement.parentElement.className") == "chips"
+
+
+@pytest.mark.browser
+def test_columns_come_and_go_on_a_phone(page):
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.get_by_label("Remove column 4").click()
+    page.get_by_label("Remove column 3").click()
+    expect(page.locator(".vtc-col:visible")).to_have_count(2)
+    expect(page.locator(".vtc-col .close:visible")).to_have_count(0)  # two are the least
+    page.get_by_text("Add a column").click()
+    expect(page.locator(".vtc-mask:visible")).to_have_count(3)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.browser
 def test_upload_runs_without_truth_and_a_bad_file_is_refused(page, tmp_path):
     Image.radial_gradient("L").resize((640, 400)).save(tmp_path / "own.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -269,6 +337,7 @@ def test_phone_has_no_sideways_scroll(page):
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(300)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    page.get_by_role("tab", name="About").click()
+    page.locator("#vtc-tabs .overflow-menu > button").click()  # the tabs that have no room
+    page.locator("#vtc-tabs .overflow-dropdown").get_by_text("About").click()
     page.wait_for_selector(".vtc-prose h2")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -253,6 +253,14 @@ def test_try_it_opens_with_the_method(page, url):
 
 
 @pytest.mark.browser
+def test_a_link_to_an_upload_opens_another_picture_and_says_so(page, url):
+    page.goto(f"{url}/?picture=own&ask=How many objects are there?&tokens=96&column=random")
+    page.locator(".vtc-strip[data-link*='tokens=96']").wait_for()
+    assert "does not travel in links" in page.locator(".vtc-note").inner_text()
+    assert page.locator(".vtc-col:visible").count() == 2
+
+
+@pytest.mark.browser
 def test_json_and_python_of_what_is_shown(page, url):
     opened(page, url)
     with page.expect_download() as download:
