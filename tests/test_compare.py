@@ -52,7 +52,7 @@ def test_the_record(vlm):
     c = vtc.compare(vlm, IMAGE, f"  {tiny.QUESTION} ", COLUMNS, max_new_tokens=4)
     record = json.loads(c.to_json())
     assert record == json.loads(json.dumps(c.to_dict()))
-    assert set(record) == {"question", "model", "runs", "environment"}
+    assert set(record) == {"question", "model", "match", "runs", "environment"}
     assert record["question"] == tiny.QUESTION
     assert set(record["environment"]) >= {"device", "dtype", "torch", "transformers", "threads", "date"}
     full, early, late, pyramid = record["runs"]
