@@ -68,10 +68,15 @@ BROKEN = {
 }  # fmt: skip
 
 
+def shipped():
+    """The registry without what other tests loaded from folders."""
+    return {name: cls for name, cls in methods._classes.items() if cls.__module__.startswith(methods.__name__)}
+
+
 @pytest.fixture
 def registry(monkeypatch):
     """Methods loaded in a test are forgotten after it."""
-    monkeypatch.setattr(methods, "_classes", {k: v for k, v in methods._classes.items() if k != "mine"})
+    monkeypatch.setattr(methods, "_classes", shipped())
     monkeypatch.setattr(methods, "problems", {})
 
 
@@ -161,8 +166,9 @@ EVIL = "<img src=x onerror=alert(1)>"
 def url(tmp_path_factory):
     """A page that was started with a folder: a good method, a broken one with hostile text, one that does not load."""
     folder = tmp_path_factory.mktemp("my_methods")
-    before, problems = dict(methods._classes), dict(methods.problems)
-    methods._classes.pop("mine", None)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(methods, "_classes", shipped())
+    patch.setattr(methods, "problems", {})
     shutil.copy(TEMPLATE, folder / "mine.py")
     bad = changed("signal are kept.", "signal are kept", changed('name="mine"', 'name="bad"', changed("Mine", "Bad")))
     (folder / "bad.py").write_text(changed('"My method"', f'"{EVIL}"', bad), encoding="utf-8")
@@ -171,9 +177,7 @@ def url(tmp_path_factory):
         methods.load_folder(folder)
     with served() as address:
         yield address
-    for registry, old in ((methods._classes, before), (methods.problems, problems)):
-        registry.clear()
-        registry.update(old)
+    patch.undo()
 
 
 @pytest.fixture
