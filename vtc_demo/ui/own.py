@@ -77,15 +77,20 @@ def _method(name: str, file: Path) -> str:
     return (
         f'<li class="{"bad" if findings else "good"}"><p><b>{escape(cls.card.title)}</b> <code>{escape(name)}</code> '
         f'<span class="state">{state}</span> <a class="try" href="?method={escape(name)}">Try it</a></p>'
-        f'<p class="soft">{escape(str(file))}</p>{f"<ul>{faults}</ul>" if faults else ""}</li>'
+        f'<p class="soft">{escape(_short(file))}</p>{f"<ul>{faults}</ul>" if faults else ""}</li>'
     )
 
 
 def _problem(file: str, problem: str) -> str:
     return (
         f'<li class="bad"><p><b>{escape(Path(file).name)}</b> <span class="state">left out</span></p>'
-        f'<p>{escape(contract.in_words(problem))}</p><p class="soft">{escape(file)}</p></li>'
+        f'<p>{escape(contract.in_words(problem))}</p><p class="soft">{escape(_short(Path(file)))}</p></li>'
     )
+
+
+def _short(file: Path) -> str:
+    """Folder and file; the way there on the server is no visitor's business."""
+    return f"{file.parent.name}/{file.name}"
 
 
 def _rules() -> str:
