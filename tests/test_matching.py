@@ -12,13 +12,14 @@ import torch
 import vtc_demo as vtc
 from vtc_demo import cost, engine, matching, methods
 from vtc_demo.__main__ import main
+from vtc_demo.connectors import Dims, store
 from vtc_demo.dry import Cost, countable, dry
 from vtc_demo.matching import Matcher, nearest
 from vtc_demo.tokens import Reduction, Site
 
 IMAGE = tiny.image()
 LAYERS, TOTAL, TOKENS = 4, 36, 9
-GALLERY = [card.name for card in vtc.list_methods()]
+GALLERY = [card.name for card in vtc.list_methods() if methods.get(card.name).connector is None]
 BEFORE = ("random", "uniform", "pool", "fastervlm", "visionzip", "divprune")  # leave all that they drop before the LLM
 RETENTIONS = (0.02, 0.1, 0.27, 0.5, 1.0)
 
@@ -238,12 +239,42 @@ def test_the_run_has_the_last_word(vlm):
     assert (after.reached == found.reached) or "depends on the picture" in after.note
 
 
+class Touchy(methods.get("random")):
+    """Its hook works on real hidden states only."""
+
+    def reduce(self, view):
+        view.hidden.view(-1)  # refuses what does not lie in memory in one piece, as stand-ins do not
+        return super().reduce(view)
+
+
+def test_a_hook_that_fails_on_stand_ins_is_asked_in_real_passes(vlm):
+    work = matcher(vlm, "flops")
+    found = work.solve(Touchy())
+    assert found.method.keep(TOTAL) == TOKENS and found.reached == found.target
+    assert found.method in work._passes
+
+
+@pytest.mark.parametrize("name", ["llava-mlp", "q-former", "gated-cross-attention"])
+def test_trained_connectors_are_counted_by_real_passes(vlm, tmp_path, monkeypatch, name):
+    """Weights are of no matter for the cost, so those of a fresh connector do."""
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+    store.save(name, methods.trained()[name].connector(Dims.of(vlm.config)), vlm.model, {})
+    work = matcher(vlm, "flops")
+    found = work.solve(methods.resolve(name))
+    run = vtc.run(vlm, IMAGE, tiny.QUESTION, found.method, max_new_tokens=3)
+    assert found.reached == first_token_flops(run) and work.after(found, run) == found
+    if name == "llava-mlp":
+        assert found.note == "its retention cannot be set"
+    else:
+        assert found.note == "" or found.note.startswith(("cannot go", "its steps"))
+
+
 @pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
 def test_several_views_are_counted_by_real_passes_that_share_the_tower(family):
     vlm = families.vlm(family)
     image, question = tiny.image(side=56), tiny.QUESTION
     full = vtc.run(vlm, image, question)
-    assert not countable(vlm, vlm.recent[1].layout)
+    assert not countable(vlm, full.method, vlm.recent[1].layout)
     encoded = vlm.recent[1]
     for match in matching.MATCHES:
         work = Matcher(vlm, image, question, match, tokens=full.visual_tokens // 2)

@@ -41,9 +41,11 @@ class Cost:
         return cls(tuple(run.trace.schedule), run.flops["total"] - later)
 
 
-def countable(vlm: VLM, layout: Layout) -> bool:
-    """Whether a dry pass counts as the model does: one view, whose tower tokens reach the LLM one by one."""
-    return layout.plain and vlm.adapter.probe is EncoderProbe and not vlm.adapter.taps(vlm.config)
+def countable(vlm: VLM, method: Method, layout: Layout) -> bool:
+    """Whether a dry pass counts as the model does: one view, whose tower tokens reach the LLM one by one, by way of the
+    model's own projector."""
+    plain = layout.plain and vlm.adapter.probe is EncoderProbe and not vlm.adapter.taps(vlm.config)
+    return plain and method.connector is None
 
 
 def dry(vlm: VLM, method: Method, layout: Layout, prompt: Prompt, seed: int = 0, replay: Trace | None = None) -> Cost:

@@ -120,7 +120,7 @@ class Matcher:
         is. Raises ValueError if the method does not suit the model or the picture."""
         if fixed(method):
             return self._matched(method, self.measure(self._price(method)), "its retention cannot be set")
-        if method.adaptive and self._countable and (found := self._foreseen(method)):
+        if method.adaptive and (found := self._foreseen(method)):
             return found
         return self._search(method, self._price)
 
@@ -129,7 +129,7 @@ class Matcher:
         is taken to be so at any retention. None where this does not foretell what real passes cost."""
         guess = self._at(method, self._first(method))
         run, paid = self._pass(guess)
-        price = lambda m: self._dry(m, run)  # noqa: E731
+        price = lambda m: self._dry(m, run) or self._pass(m)[1]  # noqa: E731
         if price(guess) != paid:
             return None
         found = self._search(method, price)
@@ -197,16 +197,14 @@ class Matcher:
         return f"its steps next to this are {self.text(below)} and {self.text(above)}"
 
     # -- prices -------------------------------------------------------------------------------------------------------
-    @cached_property
-    def _countable(self) -> bool:
-        return dry.countable(self.vlm, self.layout)
-
     def _price(self, method: Method) -> Cost:
-        paid = self._dry(method) if self._countable and not method.adaptive else None
+        paid = None if method.adaptive else self._dry(method)
         return paid or self._pass(method)[1]
 
     def _dry(self, method: Method, like: Run | None = None) -> Cost | None:
         """Counted, or None if the method cannot be asked on stand-ins; then a real pass shows what it does."""
+        if not dry.countable(self.vlm, method, self.layout):
+            return None
         replay = None if like is None else like.trace
         try:
             return dry.dry(self.vlm, method, self.layout, self.prompt, self.seed, replay)
@@ -252,9 +250,10 @@ def check(match: str | None, tokens=None, target=None) -> None:
 
 
 def limits(method: Method) -> tuple[float, float]:
-    """The range of a method's retention."""
+    """The range of a method's retention; where a method sets none, that of all."""
     field = next(f for f in dataclasses.fields(method) if f.name == "retention")
-    return field.metadata["low"], field.metadata["high"]
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    return 0.01 if low is None else low, 1.0 if high is None else high
 
 
 def fixed(method: Method) -> bool:
