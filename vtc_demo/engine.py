@@ -435,7 +435,8 @@ class Pass:
         reduction = made.reduction(len(features))
         self.trace.add(Site("projector"), reduction)
         if self.connector.beside:
-            return Projected(made.tokens[:, :0], reduction.anchor[:0], [], made.tokens)
+            none = features.new_zeros(1, 0, self.vlm.spec.hidden)
+            return Projected(none, reduction.anchor[:0], [], made.tokens)
         return Projected(made.tokens, reduction.anchor, [])
 
     # -- language -------------------------------------------------------------------------------------------------

@@ -98,7 +98,7 @@ class FocusConnector(Connector):
         counts = [keep_count(c, pack.budget, 1 + cuts.index(k), len(cuts)) for c in pack.counts.tolist()]
         with torch.no_grad():
             looks = question_looks(lm.layers[k - 1], entered, rope, mask, pack)  # [B, questions, n]
-            rank = looks.argsort(-1, descending=True, stable=True).argsort(-1)
+            rank = looks.argsort(dim=-1, descending=True, stable=True).argsort(-1)
             kept = rank < torch.tensor(counts, device=rank.device)[:, None, None]
         own = kept[torch.arange(len(kept), device=rank.device)[:, None], pack.block.clamp(min=0)]  # [B, text, n]
         text, mask = pack.block.shape[1], mask.clone()

@@ -1,4 +1,4 @@
-"""Recipes for everything shipped in assets/models. `python -m vtc_demo train embedded`."""
+"""Recipes for everything shipped in assets/models. `python -m vtc_demo train embedded`, `... train zoo`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """`train embedded [--folder runs/embedded] [--out assets/models/embedded] [--scale 1.0] [--workers 1]`."""
+    """`train embedded [--folder runs/embedded] [--out assets/models/embedded] [--scale 1.0] [--workers 1]`; the zoo has
+    options of its own, see `zoo.main`."""
+    if argv and argv[0] == "zoo":
+        from . import zoo
+
+        return zoo.main(argv[1:])
     parser = argparse.ArgumentParser(
         prog="vtc_demo train", description="Train what assets/models ships; resumes by itself."
     )
-    parser.add_argument("what", choices=["embedded"], help="the model to train")
+    parser.add_argument("what", choices=["embedded", "zoo"], help="the model to train")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "embedded", help="checkpoints and log")
     parser.add_argument(
         "--out", type=Path, default=ROOT / "assets" / "models" / "embedded", help="where the model goes"

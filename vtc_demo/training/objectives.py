@@ -38,6 +38,16 @@ def encode(tower: nn.Module, pixels: Tensor, places: Tensor) -> tuple[Tensor, Te
     return h, tower.encoder.layers[-1](h, attention_mask=None)[:, 0]
 
 
+def pack_mask(shared: int, block: Tensor) -> Tensor:
+    """What each token of a packed sequence sees, [B, S, S]: before it, the `shared` first tokens and its own block.
+
+    block [B, S - shared]: the number of each word's question.
+    """
+    block = F.pad(block, (shared, 0), value=-2)
+    causal = torch.ones(block.shape[1], block.shape[1], dtype=torch.bool, device=block.device).tril()
+    return causal & ((block[:, None, :] == -2) | (block[:, None, :] == block[:, :, None]))
+
+
 class DenseObjective(nn.Module):
     """A linear head per label on the features that the projector will read, and a multi-label head on CLS.
 
@@ -144,10 +154,7 @@ class AnswerObjective(nn.Module):
         start = torch.arange(p, device=h.device).expand(b, -1)
         # Positions are those of the full picture, whatever the window: text always begins after the last patch.
         positions = torch.cat([start, p + batch["places"], p + GRID**2 + batch["offset"]], 1)
-        shared = h.new_full((b, p + n), -2, dtype=torch.long)
-        block = torch.cat([shared, batch["block"]], 1)
-        causal = torch.ones(h.shape[1], h.shape[1], dtype=torch.bool, device=h.device).tril()
-        mask = causal & ((block[:, None, :] == -2) | (block[:, None, :] == block[:, :, None]))  # [B, S, S]
+        mask = pack_mask(p + n, batch["block"])
         rope = lm.rotary_emb(h, positions)
         states = []
         for layer in lm.layers:

@@ -1,0 +1,210 @@
+"""The recipe of the zoo: every connector on the same frozen tower, data, order and number of steps.
+
+The tower's features and the packed questions are computed once and kept on disk; an epoch repeats them. The decoder
+starts from the shipped embedded model and is tuned together with the connector, which starts at random. Each step
+draws a budget of tokens where the connector allows (from the number of the step's first item, so that a run resumes
+exactly).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import AutoProcessor
+
+from .. import methods
+from ..connectors import Connected, Connector, Dims, store
+from ..models import EMBEDDED
+from . import build
+from .data import GRID, IGNORE, PackedQuestions, normalise
+from .loop import Stage, run_stage
+from .objectives import AnswerObjective, encode, pack_mask
+from .recipe import FULL
+
+ROOT = Path(__file__).resolve().parents[2]
+FIRST = 7 * 10**7  # seed of the first scene; no other stage of a recipe comes near
+TEXT = 288  # packed words per picture
+WORDS = ("ids", "target", "block", "offset", "kind")
+STEPS, BATCH, RATE = 450, 8, 1e-3
+IMAGES = STEPS * BATCH  # every picture once
+
+
+# -- the data, computed once ----------------------------------------------------------------------------------------
+class CachedPictures(Dataset):
+    """Items [start, start + length) of an endless stream over the cached pictures.
+
+    features [577, C] float16 (CLS first), the packed questions of `PackedQuestions`, and the item's number.
+    """
+
+    def __init__(self, start: int, length: int, folder: Path, images: int, width: int):
+        self.start, self.length, self.images = start, length, images
+        self.features = np.memmap(folder / "features.f16", np.float16, "r", shape=(images, 1 + GRID**2, width))
+        self.words = np.memmap(folder / "questions.i16", np.int16, "r", shape=(images, len(WORDS), TEXT))
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int) -> dict:
+        place = (self.start + i) % self.images
+        words = dict(zip(WORDS, self.words[place].astype(np.int64), strict=True))
+        return {"features": self.features[place].copy(), "item": self.start + i, **words}
+
+
+def cache(model: nn.Module, processor, folder: Path, images: int, batch: int = 16) -> int:
+    """Write features and questions of `images` pictures below `folder`; goes on where it was stopped. Returns bytes.
+
+    Raises ValueError if the folder holds those of another tower or number of pictures.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    note, width = folder / "cache.json", model.config.vision_config.hidden_size
+    wanted = {"tower": store.fingerprint(model.model.vision_tower), "images": images}
+    state = json.loads(note.read_text()) if note.exists() else wanted | {"done": 0}
+    if any(state[key] != value for key, value in wanted.items()):
+        raise ValueError(f"{folder} holds features of another tower or number of pictures; delete it or name another")
+    shapes = {"features.f16": (images, 1 + GRID**2, width), "questions.i16": (images, len(WORDS), TEXT)}
+    mode = "r+" if state["done"] else "w+"
+    kinds = {"features.f16": np.float16, "questions.i16": np.int16}
+    features, words = (np.memmap(folder / name, kinds[name], mode, shape=shape) for name, shape in shapes.items())
+    data = PackedQuestions(
+        FIRST + state["done"], images - state["done"], GRID, processor.tokenizer, weights=FULL, text=TEXT
+    )
+    image = processor.image_processor
+    for some in tqdm(DataLoader(data, batch), desc="features", mininterval=2):
+        at = slice(state["done"], state["done"] + len(some["ids"]))
+        with torch.inference_mode():
+            pixels = normalise(some["pixels"], image.image_mean, image.image_std)
+            features[at] = encode(model.model.vision_tower, pixels, some["places"])[0].half().numpy()
+        words[at] = torch.stack([some[name] for name in WORDS], 1).numpy()
+        features.flush(), words.flush()
+        state["done"] = at.stop
+        note.write_text(json.dumps(state))
+    return features.nbytes + words.nbytes
+
+
+# -- the objective --------------------------------------------------------------------------------------------------
+class Pack(NamedTuple):
+    """Where things stand in a packed sequence: the picture's tokens [first, first + visual), then the words.
+
+    block [B, text]: the question of each word; asks [B, text]: words of the question, not of its answer; counts [B]:
+    visual tokens that are no padding; budget: what the step drew.
+    """
+
+    first: int
+    visual: int
+    block: Tensor
+    asks: Tensor
+    counts: Tensor
+    budget: int
+
+
+class ZooObjective(nn.Module):
+    """Cross-entropy on the answers of packed questions, through a connector and the decoder."""
+
+    def __init__(self, connector: Connector, model: nn.Module, prefix: list[int]):
+        super().__init__()
+        self.projector, self.decoder, self.lm_head = connector, model.model.language_model, model.lm_head
+        self.prefix = prefix
+
+    def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
+        drawn = self.projector.draw(Random(int(batch["item"][0])), GRID**2)
+        made = self.projector(batch["features"].float(), (GRID, GRID), **drawn)
+        hidden, target = self.decode(made, batch, drawn["budget"]), batch["target"]
+        logits = self.lm_head(hidden[target != IGNORE])  # [answers, vocab]
+        loss = F.cross_entropy(logits, target[target != IGNORE]) + made.loss
+        return loss, AnswerObjective.score(logits, batch) | {"tokens": made.tokens.new_tensor(made.tokens.shape[1])}
+
+    def decode(self, made: Connected, batch: dict, budget: int) -> Tensor:
+        """-> hidden states of the words [B, text, D]. Positions are counted through, as in the engine."""
+        lm, connector, b, p = self.decoder, self.projector, len(batch["ids"]), len(self.prefix)
+        image, device = [] if connector.beside else [made.tokens], made.tokens.device
+        n = sum(tokens.shape[1] for tokens in image)
+        present = torch.ones(b, n, dtype=torch.bool, device=device) if made.present is None else made.present
+        prefix = torch.tensor(self.prefix, device=device).expand(b, -1)
+        h = torch.cat([lm.embed_tokens(prefix), *image, lm.embed_tokens(batch["ids"])], 1)
+        counts = present.sum(1)
+        start = torch.arange(p, device=h.device).expand(b, -1)
+        after = p + counts[:, None] + batch["offset"]
+        rope = lm.rotary_emb(h, torch.cat([start, p + present.cumsum(1) - present.long(), after], 1))
+        mask = pack_mask(p + n, batch["block"])
+        mask[:, :, p : p + n] &= present[:, None]
+        held = connector.remember(lm, made.tokens, p) if connector.beside else {}
+        sees = torch.arange(h.shape[1], device=h.device) >= p
+        pack = Pack(p, n, batch["block"], (batch["block"] >= 0) & (batch["target"] == IGNORE), counts, budget)
+        entered = None
+        for k, layer in enumerate(lm.layers):
+            mask = connector.narrow(k, lm, entered, rope, mask, pack)
+            entered = h
+            h = connector.run(k, layer, h, held, sees, attention_mask=mask[:, None], position_embeddings=rope)
+        return lm.norm(h[:, p + n :])
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+def train_zoo(
+    names: list[str],
+    folder: Path,
+    out: Path | None = None,
+    steps: int = STEPS,
+    batch: int = BATCH,
+    images: int = IMAGES,
+    start: Path = EMBEDDED,
+) -> list[Path]:
+    """Train connectors one after another; resumes. start: the model whose tower and decoder they take over.
+
+    Writes checkpoints and one log below `folder`, the results below `out` (default: assets/models/zoo). Returns what it
+    wrote. Raises ValueError for an unknown name or a count below 1.
+    """
+    known = methods.trained()
+    if unknown := set(names) - set(known):
+        raise ValueError(f"no trained method {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if min(steps, batch, images) < 1:
+        raise ValueError("steps, batch and images must be 1 or more")
+    base, processor = build.load(start).eval(), AutoProcessor.from_pretrained(start, local_files_only=True)
+    written = folder / f"features-{images}"
+    size = cache(base, processor, written, images)
+    print(f"{images} pictures, {size / 1e6:.0f} MB of features and questions in {written}")
+    data = partial(CachedPictures, folder=written, images=images, width=base.config.vision_config.hidden_size)
+    prefix = processor.tokenizer.encode("user:")
+    return [_train(known[name], base, prefix, data, folder, out, steps, batch) for name in names or known]
+
+
+def _train(method, base: nn.Module, prefix: list[int], data, folder: Path, out: Path | None, steps: int, batch: int):
+    torch.manual_seed(0)
+    name, model = method.card.name, store.joined(base)
+    connector = method.connector(Dims.of(base.config))
+    objective = ZooObjective(connector, model, prefix).train()
+    warmup = min(50, max(1, steps // 10))
+    stage = Stage(name, steps, batch, RATE, data, warmup=warmup, cooldown=0.5, log_every=min(50, steps))
+    run_stage(stage, objective, folder, workers=0)
+    facts = {"steps": steps, "batch": batch, "rate": RATE, "parameters": sum(p.numel() for p in connector.parameters())}
+    return store.save(name, connector, model, facts, out)
+
+
+def main(argv: list[str]) -> int:
+    """`train zoo [NAME ...] [--folder runs/zoo] [--out assets/models/zoo] [--steps N] [--batch N] [--images N]`."""
+    parser = argparse.ArgumentParser(
+        prog="vtc_demo train zoo", description="Train the connectors of assets/models/zoo; resumes by itself."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="methods; default: all that need training")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "zoo", help="features, checkpoints and log")
+    parser.add_argument("--out", type=Path, default=store.FOLDER, help="where the weights go")
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"for each method alike (default: {STEPS})")
+    parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures per step (default: {BATCH})")
+    parser.add_argument(
+        "--images", type=int, default=IMAGES, help=f"pictures whose features are kept (default: {IMAGES}; 151 kB each)"
+    )
+    parser.add_argument("--start", type=Path, default=EMBEDDED, metavar="FOLDER", help="model to start from")
+    args = parser.parse_args(argv)
+    for out in train_zoo(args.names, args.folder, args.out, args.steps, args.batch, args.images, args.start):
+        print(f"wrote {out}")
+    return 0
