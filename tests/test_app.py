@@ -36,6 +36,15 @@ def test_compare_endpoint(client):
     assert faster["flops"]["total"] < fastv["flops"]["total"] < full["flops"]["total"]
 
 
+def test_compare_endpoint_matches_the_cost(client):
+    asked = dict(question="How many objects are there?", methods=["full", "fastv", "random"], scene=3, image=None)
+    full, fastv, drawn = client.predict(**asked, match="equivalent tokens", tokens=300, api_name="/compare")["runs"]
+    assert abs(fastv["equivalent_tokens"] - 300) < 1 and abs(drawn["equivalent_tokens"] - 300) < 1
+    assert full["visual_tokens"] == 576 and fastv["matched"]["target"] == 300
+    with pytest.raises(AppError, match="match"):
+        client.predict(**asked, match="luck", tokens=64, api_name="/compare")
+
+
 def test_compare_endpoint_takes_an_image(client, tmp_path):
     Image.new("RGBA", (500, 300), (200, 30, 30, 120)).save(tmp_path / "own.png")
     found = client.predict(

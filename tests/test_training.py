@@ -176,7 +176,7 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     AutoProcessor.from_pretrained(out, local_files_only=True)
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True)
     assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 7
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 8
     assert str(out) in capsys.readouterr().out
     again = [
         "embedded",

@@ -107,7 +107,7 @@ class Card:
     needs: tuple[str, ...] = ()  # e.g. ("cls",)
     deviations: tuple[str, ...] = ()  # where this differs from paper or released code, and known defects of that code
     reported: str = ""  # what the paper reports, one line
-    finding: str = ""  # what was found here, on the embedded VLM
+    finding: str = ""  # what else was found here, beyond the records that evaluation.findings puts into words
     order: int = 100  # place in lists
 
 

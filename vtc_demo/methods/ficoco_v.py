@@ -63,14 +63,6 @@ class FiCoCoV(Method):
         ),
         reported="LLaVA-1.5-7B at 3.3 / 2.4 / 1.5 TFLOPs: SQA 67.8 / 68.3 / 68.4 of 69.5, TextVQA 55.7 / 55.6 / 55.5 "
         "of 58.2, GQA 58.5 / 57.6 / 54.9 of 62.5.",
-        finding=(  # measured: assets/measurements/embedded_methods.json, bench-cpu.json
-            "Embedded VLM, 250 held-out questions, percent right (95 % interval) at 192 / 128 / 64 tokens: 78.4 "
-            "(72.9-83.0) / 69.6 (63.6-75.0) / 52.0 (45.8-58.1). Baselines: random 78.0 / 71.2 / 66.8; uniform "
-            "81.6 / 77.6 / 53.6; pool 69.6 / 65.2 / 48.8. Reading 95 / 81 / 90 against 48 / 33 / 33 for random, "
-            "counting 31 / 29 / 21 against 60 / 43 / 33. Without the local penalty 69.2 at 128, within the "
-            "interval. At 64 tokens on one CPU thread the first token comes 1.7 times as fast as in the full "
-            "model; own work is 22 % of the full prefill."
-        ),
         order=31,
     )
     inside = True

@@ -31,13 +31,7 @@ class FiCoCoVL(Method):
         ),
         reported="LLaVA-1.5-7B at 3.3 / 1.5 TFLOPs: SQA 68.3 / 68.1 of 69.5, TextVQA 55.1 / 54.7 of 58.2, "
         "GQA 58.7 / 57.4.",
-        finding=(  # measured: assets/measurements/embedded_methods.json, bench-cpu.json
-            "Embedded VLM, 250 held-out questions, percent right (95 % interval) at 192 / 128 / 64 tokens: 83.6 "
-            "(78.5-87.7) / 69.2 (63.2-74.6) / 46.4 (40.3-52.6). Baselines: random 78.0 / 71.2 / 66.8; uniform "
-            "81.6 / 77.6 / 53.6; pool 69.6 / 65.2 / 48.8. At 128 and 64 its language stage ends at one token, as "
-            "FiCoCo-L does. At 64 tokens on one CPU thread the first token comes 1.4 times as fast as in the full "
-            "model; own work is 36 % of the full prefill."
-        ),
+        finding="At 128 and 64 its language stage ends at one token, as FiCoCo-L does.",
         order=33,
     )
     inside = True

@@ -183,16 +183,6 @@ class MustDrop(Method):
         ),
         reported="88.5% fewer FLOPs on LLaVA. LLaVA-1.5-7B at 192 / 128 / 64 tokens on average: GQA 58.2 / 56.9 / "
         "53.1 of 61.9, TextVQA 56.5 / 56.3 / 54.2 of 58.2.",
-        finding=(  # measured: assets/measurements/embedded_methods.json, bench-cpu.json
-            "Embedded VLM, 250 held-out questions, percent right (95 % interval) at 192 / 128 / 64 tokens: 72.8 "
-            "(67.0-77.9) / 68.8 (62.8-74.2) / 62.0 (55.8-67.8). Baselines: random 78.0 / 71.2 / 66.8; uniform "
-            "81.6 / 77.6 / 53.6; pool 69.6 / 65.2 / 48.8. Reading 95 / 90 / 86 against 48 / 33 / 33 for random, "
-            "counting 19 / 19 / 29 against 60 / 43 / 33. At 128 tokens, without merging 58.8, without the key set "
-            "73.2, without the cache stage 68.4; merging alone leaves 268 tokens and 78.0. Dropping the "
-            "merge costs most, yet all these intervals (about 6 either way) overlap that of "
-            "the whole. At 64 tokens on one CPU thread the first "
-            "token comes 2.5 times as fast as in the full model; own work is 10 % of the full prefill."
-        ),
         order=30,
     )
     adaptive = True

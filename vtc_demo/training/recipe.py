@@ -23,6 +23,7 @@ MIXED = dict(colour=2, object=1, size=1, counting=3, reading=1.5, background=0.2
 SIDE = dict(colour=0.7, existence=0.3, counting=0.7, side=6, relation=2)
 HARD = dict(colour=0.75, object=0.5, size=0.75, counting=4, reading=1, background=0.15, existence=1.5, relation=10)
 FULL = dict(colour=1, object=0.75, size=1.5, counting=8, reading=1.5, background=0.25, existence=2, relation=5)
+COUNT = dict(colour=0.7, object=0.7, size=1.5, counting=12, reading=1, background=0.25, existence=1.5, relation=3.5)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -36,13 +37,14 @@ def tower_stages(scale: float = 1.0) -> list[Stage]:
 def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
     n = lambda steps: max(2, int(steps * scale))  # noqa: E731
     small = partial(packed, tokenizer=tokenizer, window=12)
-    full = partial(packed, tokenizer=tokenizer, window=24, text=288, first=3 * 10**7)
+    full = partial(packed, tokenizer=tokenizer, window=24, text=288)
     return [
         Stage("open-168", n(600), 16, 2e-3, partial(small, weights=OPEN), cooldown=0.01),
         Stage("mixed-168", n(450), 16, 2e-3, partial(small, weights=MIXED, first=2 * 10**7), warmup=20, cooldown=0.01),
         Stage("side-168", n(1000), 8, 1e-3, partial(small, weights=SIDE, first=4 * 10**7), warmup=20, cooldown=0.01),
         Stage("hard-168", n(2000), 8, 1e-3, partial(small, weights=HARD, first=5 * 10**7), warmup=20, cooldown=0.3),
-        Stage("full-336", n(1300), 8, 1e-3, partial(full, weights=FULL), warmup=20, cooldown=0.5),
+        Stage("full-336", n(1300), 8, 1e-3, partial(full, weights=FULL, first=3 * 10**7), warmup=20, cooldown=0.5),
+        Stage("count-336", n(380), 8, 6e-4, partial(full, weights=COUNT, first=6 * 10**7), warmup=20, cooldown=0.95),
     ]
 
 

@@ -81,7 +81,7 @@ Two endpoints are open to `gradio_client`; both answer with plain data and say i
 
 | endpoint | takes | gives |
 | --- | --- | --- |
-| `/compare` | `question`: text. `methods`: one to four of `"name"`, `"name@retention"` or a dict with `method` and its hyper-parameters. `scene`: number of a built-in scene. `image`: a file in place of the scene, or None. | The comparison: a list `runs` with answer, tokens per layer, times, FLOPs, bytes and the fate of every patch, and the environment. |
+| `/compare` | `question`: text. `methods`: one to four of `"name"`, `"name@retention"` or a dict with `method` and its hyper-parameters. `scene`: number of a built-in scene. `image`: a file in place of the scene, or None. `match`: `"final tokens"`, `"equivalent tokens"` or `"flops"` to compare at the cost of `tokens` visual tokens (64), else `"none"`. | The comparison: a list `runs` with answer, tokens per layer, times, FLOPs, bytes and the fate of every patch, and the environment. |
 | `/methods` | nothing | Every method: its card and its hyper-parameters with their ranges. |
 
 ```python

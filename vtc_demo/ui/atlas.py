@@ -11,6 +11,7 @@ from itertools import cycle
 import gradio as gr
 
 from .. import atlas, methods, viz
+from ..evaluation.findings import finding
 from ..tokens import SITE_ORDER
 from . import controls
 
@@ -82,7 +83,7 @@ def _method(card) -> dict:
         "faithfulness": card.faithfulness,
         "places": [PLACES[site] for site in card.sites],
         "deviations": card.deviations,
-        "finding": card.finding,
+        "finding": finding(card),
     }
 
 

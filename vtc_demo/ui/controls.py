@@ -13,6 +13,7 @@ from itertools import groupby
 
 import gradio as gr
 
+from ..evaluation.findings import finding
 from ..matching import MATCHES
 from .share import fewest
 
@@ -163,7 +164,7 @@ def _facts(card) -> dict:
         "faithfulness": card.faithfulness,
         "source": "" if links else card.paper or "",
         "links": links,
-        "finding": card.finding,
+        "finding": finding(card),
         "reported": card.reported,
         "deviations": card.deviations,
     }

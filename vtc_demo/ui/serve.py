@@ -14,6 +14,7 @@ from PIL import Image
 
 from .. import methods, models, world
 from ..compare import Event, compare_events
+from ..evaluation.findings import finding
 
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 if ZERO_GPU:
@@ -110,4 +111,5 @@ def scene(seed) -> world.Scene:
 
 def catalogue() -> list[dict]:
     """Every method with its card and its hyper-parameters, JSON-ready."""
-    return [asdict(card) | {"parameters": methods.parameters(card.name)} for card in methods.list_methods()]
+    more = lambda card: {"finding": finding(card), "parameters": methods.parameters(card.name)}  # noqa: E731
+    return [asdict(card) | more(card) for card in methods.list_methods()]
