@@ -10,9 +10,10 @@ from test_connectors import NO_KERNELS
 from torch.utils.flop_counter import FlopCounterMode
 
 import vtc_demo as vtc
-from vtc_demo import contract, methods, world
+from vtc_demo import bench, contract, methods, world
 from vtc_demo.__main__ import main
 from vtc_demo.connectors import Dims, store
+from vtc_demo.evaluation.sweep import sweep as vtc_sweep
 from vtc_demo.models import EMBEDDED
 from vtc_demo.tokens import Site
 from vtc_demo.training import build, zoo
@@ -258,6 +259,20 @@ def test_schedule_provenance_and_bytes(vlm, name):
 @pytest.mark.parametrize(("name", "keep"), [("trained-pool", 100), ("q-former", 20), ("tokenpacker", 36)])
 def test_the_budget_is_the_slider(vlm, name, keep):
     assert answer(vlm, method(name, retention=keep / N)).visual_tokens == keep
+
+
+@pytest.mark.parametrize(("name", "most"), [("q-former", 144), ("perceiver-resampler", 144), ("tokenpacker", 144)])
+def test_a_larger_budget_gives_the_most_that_there_is(vlm, name, most):
+    assert answer(vlm, method(name, retention=1.0)).visual_tokens == most
+
+
+def test_a_sweep_and_a_benchmark_take_every_method(vlm):
+    """Those with a fixed count once, tokenpacker left out where even its largest regions are too many."""
+    record = vtc_sweep(vlm, NAMES, (400, 20), questions=1)
+    rows = {(row["method"]["method"], round(row["final_tokens"])) for row in record["rows"]}
+    assert {("patch-merger", 144), ("q-former", 144), ("q-former", 20), ("vlora", 0)} <= rows
+    assert [left["method"]["method"] for left in record["left_out"]] == ["tokenpacker"]
+    assert [(n, m.retention) for n, m in bench.at_budgets("patch-merger", (192, 64), N)] == [(144, 0.25)]
 
 
 def test_focusllava_ends_at_its_budget(vlm):

@@ -23,6 +23,7 @@ import torch
 
 from . import cost, engine, measure, methods, models, references, world
 from .images import load_rgb
+from .matching import fixed
 from .methods.base import Method
 from .models import VLM
 from .results import Run
@@ -328,8 +329,11 @@ def attempt(budget: int, method: Method, work: Callable[[Method], dict]) -> dict
 
 
 def at_budgets(name: str, tokens, patches: int) -> list[tuple[int, Method]]:
-    """(budget, method) for each budget. The share is rounded up in the sixth place, lest rounding lose a token."""
-    out = []
+    """(budget, method) for each budget; of a method that sets its own count, that one. The share is rounded up in the
+    sixth place, lest rounding lose a token."""
+    method, out = methods.resolve(name), []
+    if fixed(method):
+        return [(method.keep(patches), method)]
     for budget in tokens:
         if not 0 < budget <= patches:
             raise ValueError(f"cannot leave {budget} tokens; this model has {patches}, give 1 to {patches}")

@@ -115,4 +115,6 @@ class GatedCrossAttention(Trained):
     )
     connector = GatedConnector
 
-    retention: float = param(64 / 576, "share of the visual tokens that is held", low=0.01, high=0.25, step=0.01)
+    retention: float = param(
+        64 / 576, "share of the visual tokens that is held, never more than 144", low=0.01, high=1.0, step=0.01
+    )

@@ -107,4 +107,6 @@ class PerceiverResampler(Trained):
     )
     connector = PerceiverConnector
 
-    retention: float = param(64 / 576, "share of the visual tokens that is kept", low=0.01, high=0.25, step=0.01)
+    retention: float = param(
+        64 / 576, "share of the visual tokens that is kept, never more than 144 tokens", low=0.01, high=1.0, step=0.01
+    )

@@ -101,4 +101,6 @@ class QFormer(Trained):
     )
     connector = QFormerConnector
 
-    retention: float = param(64 / 576, "share of the visual tokens that is kept", low=0.01, high=0.25, step=0.01)
+    retention: float = param(
+        64 / 576, "share of the visual tokens that is kept, never more than 144 tokens", low=0.01, high=1.0, step=0.01
+    )

@@ -21,7 +21,8 @@ def region_side(grid: tuple[int, int], budget: int) -> int:
     for side in SIDES:
         if grid[0] % side == grid[1] % side == 0 and grid[0] // side * (grid[1] // side) <= budget:
             return side
-    raise ValueError(f"tokenpacker makes regions of {SIDES} patches a side; {budget} tokens are too few for {grid}")
+    least = grid[0] * grid[1] // SIDES[-1] ** 2
+    raise ValueError(f"tokenpacker: {budget} tokens are too few; it makes {least} or more of this picture")
 
 
 class PackerConnector(Connector):
@@ -99,4 +100,10 @@ class TokenPacker(Trained):
     )
     connector = PackerConnector
 
-    retention: float = param(0.25, "share of the visual tokens that is kept", low=0.0625, high=0.25, step=0.01)
+    retention: float = param(
+        0.25,
+        "share of the visual tokens that is kept: a quarter, a ninth or a sixteenth",
+        low=0.01,
+        high=1.0,
+        step=0.01,
+    )
