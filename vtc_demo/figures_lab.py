@@ -182,7 +182,7 @@ def _laid_out(figure: go.Figure, height: int) -> go.Figure:
         margin={"l": 8, "r": 8, "t": 8, "b": 8},
         font={"family": FONT, "size": 13},
         hovermode="closest",
-        hoverlabel={"align": "left", "font": {"size": 13}},
+        hoverlabel={"align": "left", "bgcolor": "#101730", "bordercolor": "#9da8c8", "font": {"size": 13}},
         legend={"orientation": "h", "y": -0.2 if height > 400 else -90 / height, "yanchor": "top", "x": 0},
         modebar={"remove": ["select2d", "lasso2d", "autoScale2d"]},
     )
