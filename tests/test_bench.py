@@ -2,6 +2,7 @@
 
 import json
 
+import families
 import pytest
 import tiny
 import torch
@@ -63,6 +64,12 @@ def test_engine_and_generate_do_the_same_work(record):
     names = {"preprocess", "ttft", "decode_per_token", "wall"}
     assert set(part["engine_ms"]) == set(part["generate_ms"]) == set(part["ratios"]) == names
     assert all(figure["n"] == 3 and figure["median"] > 0 for figure in part["ratios"].values())
+
+
+@pytest.mark.parametrize("family", families.BUILDERS)
+def test_generate_is_the_baseline_of_every_family(family):
+    job = bench.Bench(families.vlm(family), tiny.image(2, side=56), tiny.QUESTION, new_tokens=3, warmups=0, repeats=1)
+    assert job.against_generate()["same_answer"]
 
 
 def test_generate_runs_on_past_the_end_and_the_settings_are_put_back():

@@ -65,16 +65,10 @@ class Bench:
 
     def generate(self) -> tuple[Times, list[int]]:
         """The same work by `model.generate`, greedy: its times and the answer's ids. Run it inside `without_eos`."""
-        vlm, clock, start = self.vlm, TokenClock(), time.perf_counter()
-        if not callable(vlm.processor):
-            raise ValueError(f"{vlm.name} runs without its family's own processor, which generate needs; use a LLaVA")
-        prompt = vlm.adapter.prompt(vlm.processor, self.question)
-        bos = vlm.tokenizer.bos_token
-        special = not (bos and prompt.startswith(bos))
-        inputs = vlm.processor(
-            images=load_rgb(self.image), text=prompt, return_tensors="pt", add_special_tokens=special
-        )
-        inputs = inputs.to(vlm.device, vlm.dtype)
+        vlm, clock = self.vlm, TokenClock()
+        layout = vlm.inputs([load_rgb(self.image)]).layout
+        start = time.perf_counter()
+        inputs = vlm.generate_inputs([load_rgb(self.image)], self.question, layout)
         prepared = time.perf_counter()
         out = vlm.model.generate(**inputs, max_new_tokens=self.new_tokens, do_sample=False, streamer=clock)
         ids = out[0, inputs["input_ids"].shape[1] :].tolist()

@@ -264,13 +264,16 @@ class VLM:
         layout = replace(layout, sources=None if sources is None else sources.to(self.device))
         return Inputs(pixels.to(self.device, self.dtype), layout)
 
-    def generate_inputs(self, images: list[Image.Image], question: str) -> dict[str, Tensor]:
+    def generate_inputs(
+        self, images: list[Image.Image], question: str, layout: Layout | None = None
+    ) -> dict[str, Tensor]:
         """Arguments of transformers' own `generate` for the prompt and pictures (RGB) that the engine would run.
 
-        Every visual token is one image token of the prompt; pixel values have the model's dtype and device.
+        Every visual token is one image token of the prompt; pixel values have the model's dtype and device. layout: the
+        one of `inputs(images)`, if known already; the pictures are then processed once, not twice.
         """
         made = self.adapter.processed(self.processor, images)
-        ids = self.prompt(question, self.inputs(images).layout).ids[None]
+        ids = self.prompt(question, layout or self.inputs(images).layout).ids[None]
         visual = ids < 0
         ids = ids.masked_fill(visual, self.config.image_token_id)
         taken = inspect.signature(self.model.forward).parameters
