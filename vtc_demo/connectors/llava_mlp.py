@@ -42,7 +42,7 @@ class LlavaMLP(Trained):
         summary="Every patch is mapped on its own and becomes one token; the reference for the trained connectors.",
         sites=("projector",),
         faithfulness="matches released code",
-        paper="arXiv 2310.03744",
+        paper="LLaVA-1.5, arXiv 2310.03744",
         code="haotian-liu/LLaVA",
         training_free=False,
         deviations=(RECIPE,),
