@@ -26,6 +26,7 @@ from vtc_demo.results import Run
 from vtc_demo.tokens import Reduction, Site, Trace
 from vtc_demo.training import build
 from vtc_demo.ui import sweep as tab
+from vtc_demo.ui.brake import Brake
 
 RECORD = Path(__file__).resolve().parents[1] / "assets" / "measurements" / "embedded_sweep.json"
 TIMES = ("ttft_ms", "environment")
@@ -342,7 +343,7 @@ def test_hostile_requests_get_a_sentence(vlm):
         {"methods": ["<b>"]}, {"methods": None}, {"methods": [["fastv"]]}, {"tokens": ["64"]}, {"tokens": []},
         {"kinds": ["smell"]}, {"kinds": []}, {"scenes": 10**9}, {"scenes": True},
     ):  # fmt: skip
-        *_, (status, record, _) = board.measure(good | change)
+        *_, (status, record, _) = board.measure(good | change, Brake(), 0.5)
         assert 'role="alert"' in status and "<b>" not in status and tab.FAILED not in status, change
         assert not isinstance(record, str)
     axes = {"measure": "accuracy", "kind": "all", "cost": "flops", "bands": True}
@@ -354,7 +355,7 @@ def test_hostile_requests_get_a_sentence(vlm):
 def test_a_run_on_the_page_ends_in_time(vlm, passes, monkeypatch):
     monkeypatch.setattr(tab, "MAX_SECONDS", -1)
     board = tab.Sweep(tab.runner(vlm), vlm.shape.patches)
-    *_, (status, _, _) = board.measure({"methods": [], "tokens": [64], "kinds": ["size"], "scenes": 200})
+    *_, (status, _, _) = board.measure({"methods": [], "tokens": [64], "kinds": ["size"], "scenes": 200}, Brake(), 0.5)
     assert "Not one scene was done" in status and passes[0] == 1
 
 
@@ -440,6 +441,10 @@ def test_stop_stops_the_work_and_frees_the_model(page, passes):
     assert before > 0
     page.wait_for_timeout(1500)
     assert passes[0] == before
+    page.locator("#vtc-sweep-run").click()  # the next click is not lost
+    page.locator("#vtc-sweep-status", has_text="passes ·").wait_for()
+    page.locator("#vtc-sweep-stop").click()
+    page.locator("#vtc-sweep-status", has_text="Stopped").wait_for()
     page.get_by_role("tab", name="Compare").click()
     page.locator("#vtc-compare").click()
     page.locator(".vtc-said .time", has_text="FLOPs").first.wait_for()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import time
-from dataclasses import dataclass
 
 import gradio as gr
 
@@ -13,6 +12,7 @@ from .. import methods, viz
 from ..images import load_rgb
 from . import cards, composer, controls, export, share
 from .board import Board
+from .brake import QUIET, Brake
 from .share import View
 from .source import Source, preview
 
@@ -27,22 +27,6 @@ UPLOADED = (
 )
 NOT_SHARED = "The link was made with a picture of its sender, which does not travel in links: here is another one."
 NOTHING = [gr.skip()] * 6  # leaves strip, export and cards as they are
-QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # events that do not run the model
-
-
-@dataclass
-class Brake:
-    """Between the Stop button and the requests of one visitor: how often it was pressed, and at which request.
-
-    A request looks at it between two steps. Cancelling the event instead can lose the visitor's next click: the browser
-    then waits for the end of an event that is gone.
-    """
-
-    presses: int = 0
-    request: float | None = None
-
-    def press(self, request: float) -> None:
-        self.presses, self.request = self.presses + 1, request
 
 
 class Compare:

@@ -18,10 +18,8 @@ import gradio as gr
 from .. import figures_lab, lab, methods, viz
 from ..lab import report
 from . import controls, serve
-from .compare import Brake
-from .sweep import _strip as strip
-from .sweep import _tick as tick
-from .sweep import problem
+from .brake import QUIET, Brake
+from .sweep import problem, strip, tick
 
 RECORDS = Path(__file__).resolve().parents[2] / "assets" / "measurements"
 BATCHES = (1, 8, 32, 128)
@@ -83,7 +81,7 @@ class Lab:
         }  # fmt: skip
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict, brake: Brake, request: float):
+    def measure(self, plan: dict, brake: Brake, request: float, shown: dict | None = None):
         """Measures: yields (status, record, a number that starts the drawing)."""
         pressed, stage = brake.presses, ""
         try:
@@ -93,6 +91,7 @@ class Lab:
             with closing(self.run(self.read(plan))) as events:
                 for kind, data in events:
                     if brake.presses != pressed:
+                        yield stopped(shown), gr.skip(), gr.skip()  # again: progress may have come after it
                         return
                     if kind == "record":
                         yield status(data, "Measured just now"), data, random.random()
@@ -181,20 +180,19 @@ class Lab:
                     gr.HTML(provenance(self.recorded), apply_default_css=False)
                     shelf = controls.control("lab_records", first or "", _shelf(self.recorded))
                     gr.HTML(READ, apply_default_css=False)
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for changed in (view.pick, tick_.change):
-            changed(self.draw, [record, view], [*plots, why, table], trigger_mode="always_last", **quick)
-        plan.pick(self.remark, plan, note, **quick)
-        shelf.pick(self.choose, shelf, [said, record, tick_], **quick)
-        start.click(lambda: running("waiting for its turn", 0), None, said, **quick)
-        start.click(None, None, go, js="() => Math.random()", **quick)
+            changed(self.draw, [record, view], [*plots, why, table], trigger_mode="always_last", **QUIET)
+        plan.pick(self.remark, plan, note, **QUIET)
+        shelf.pick(self.choose, shelf, [said, record, tick_], **QUIET)
+        start.click(lambda: running("waiting for its turn", 0), None, said, **QUIET)
+        start.click(None, None, go, js="() => Math.random()", **QUIET)
         go.change(
-            self.measure, [plan, brake, go], [said, record, tick_], trigger_mode="always_last",
+            self.measure, [plan, brake, go, record], [said, record, tick_], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(stop_run, [brake, go, record], said, **quick)
-        sent = save.click(lambda r: json.dumps(r, indent=1) if r else "", record, text, **quick)
-        sent.then(None, text, None, js="(text) => window.vtc.save('lab.json', text)", **quick)
+        stop.click(stop_run, [brake, go, record], said, **QUIET)
+        sent = save.click(lambda r: json.dumps(r, indent=1) if r else "", record, text, **QUIET)
+        sent.then(None, text, None, js="(text) => window.vtc.save('lab.json', text)", **QUIET)
 
     def _plan(self) -> str:
         shapes = "".join(

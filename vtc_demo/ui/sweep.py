@@ -17,6 +17,7 @@ import gradio as gr
 from .. import figures_sweep, methods, viz, world
 from ..evaluation import records, sweep
 from . import controls, serve
+from .brake import QUIET, Brake
 
 RECORD = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
@@ -88,24 +89,36 @@ class Sweep:
         return {*sweep.BASELINES, *(m for m in chosen if isinstance(m, str))} if isinstance(chosen, list) else set()
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict):
+    def measure(self, plan: dict, brake: Brake, request: float, shown: dict | None = None):
         """Runs the model: yields (status, record, a number that starts the drawing) as results arrive."""
+        pressed = brake.presses
         try:
+            if request == brake.request:  # stopped while it was waiting for its turn
+                yield gr.skip(), gr.skip(), gr.skip()
+                return
             chosen, tokens, questions, kinds = self.read(plan)
-            yield running({"done": 0, "total": 0, "label": "getting ready", "seconds": 0}), gr.skip(), gr.skip()
-            for kind, data in self.run(chosen, tokens, questions, kinds):
-                if kind == "progress":
-                    yield running(data), gr.skip(), gr.skip()
-                    continue
-                if data is None:
-                    yield problem(f"Not one scene was done within {MAX_SECONDS} seconds. {SHORTER}"), *[gr.skip()] * 2
-                else:
-                    yield gr.skip() if kind == "partial" else measured(data, kind), data, random.random()
+            yield running(READY), gr.skip(), gr.skip()
+            with closing(self.run(chosen, tokens, questions, kinds)) as events:
+                for kind, data in events:
+                    if brake.presses != pressed:
+                        yield stopped(shown), gr.skip(), gr.skip()  # again: progress may have come after it
+                        return
+                    shown = shown if kind == "progress" else data or shown
+                    yield self.told(kind, data)
         except ValueError as error:
             yield problem(str(error)), gr.skip(), gr.skip()
         except Exception:
             logging.exception("a sweep failed")
             yield problem(FAILED), gr.skip(), gr.skip()
+
+    @staticmethod
+    def told(kind: str, data) -> tuple:
+        """(status, record, a number that starts the drawing) for one event of a run."""
+        if kind == "progress":
+            return running(data), gr.skip(), gr.skip()
+        if data is None:
+            return problem(f"Not one scene was done within {MAX_SECONDS} seconds. {SHORTER}"), gr.skip(), gr.skip()
+        return gr.skip() if kind == "partial" else measured(data, kind), data, random.random()
 
     def draw(self, record: dict | None, plan: dict, axes: dict):
         """(figure, table, remark under the controls) for a record; no model is needed."""
@@ -143,8 +156,8 @@ class Sweep:
 
     # -- the tab --------------------------------------------------------------------------------------------------
     def build(self) -> None:
-        record = gr.State(self.recorded)
-        tick = gr.Number(0, visible="hidden")
+        record, brake = gr.State(self.recorded), gr.State(Brake())
+        drawn, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         text = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep"]):
             with gr.Column(elem_classes="vtc-rail"):
@@ -165,20 +178,27 @@ class Sweep:
                         files = [gr.Button(f"Download {kind}", size="sm", min_width=120) for kind in ("CSV", "JSON")]
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML(READ, apply_default_css=False)
-        self._wire(record, tick, text, plan, note, start, stop, status, axes, plot, table, files)
+        self._wire_view(record, drawn, plan, note, axes, plot, table)
+        self._wire_run(record, drawn, plan, start, stop, status, brake, go)
+        self._wire_files(record, text, files)
 
-    def _wire(self, record, tick, text, plan, note, start, stop, status, axes, plot, table, files) -> None:
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        for changed in (plan.pick, axes.pick, tick.change):
-            changed(self.draw, [record, plan, axes], [plot, table, note], trigger_mode="always_last", **quick)
-        measuring = start.click(
-            self.measure, plan, [status, record, tick], trigger_mode="once",
+    def _wire_view(self, record, drawn, plan, note, axes, plot, table) -> None:
+        for changed in (plan.pick, axes.pick, drawn.change):
+            changed(self.draw, [record, plan, axes], [plot, table, note], trigger_mode="always_last", **QUIET)
+
+    def _wire_run(self, record, drawn, plan, start, stop, status, brake, go) -> None:
+        start.click(lambda: running(WAITING), None, status, **QUIET)
+        start.click(None, None, go, js="() => Math.random()", **QUIET)
+        go.change(
+            self.measure, [plan, brake, go, record], [status, record, drawn], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(stopped, record, status, cancels=[measuring], **quick)
+        stop.click(stop_run, [brake, go, record], status, **QUIET)
+
+    def _wire_files(self, record, text, files) -> None:
         for button, kind, write in zip(files, ("csv", "json"), (records.to_csv, records.to_json), strict=True):
-            sent = button.click(lambda r, write=write: write(r) if r else "", record, text, **quick)
-            sent.then(None, text, None, js=f"(text) => window.vtc.save('sweep.{kind}', text)", **quick)
+            sent = button.click(lambda r, write=write: write(r) if r else "", record, text, **QUIET)
+            sent.then(None, text, None, js=f"(text) => window.vtc.save('sweep.{kind}', text)", **QUIET)
 
     def _plan(self) -> gr.HTML:
         """What to run and show. value: {"methods", "tokens", "kinds", "scenes"}."""
@@ -197,12 +217,12 @@ class Sweep:
         others.sort(key=lambda card: families.index(card.family))
         groups = "".join(
             f"<fieldset><legend>{escape(family[:1].upper() + family[1:])}</legend>"
-            + "".join(_tick("methods", c.name, c.title, c.name in value["methods"], self.hues[c.name]) for c in group)
+            + "".join(tick("methods", c.name, c.title, c.name in value["methods"], self.hues[c.name]) for c in group)
             + "</fieldset>"
             for family, group in groupby(others, key=lambda card: card.family)
         )
-        budgets = "".join(_tick("tokens", n, n, n in value["tokens"]) for n in TOKENS if n < self.patches)
-        kinds = "".join(_tick("kinds", kind, kind, True) for kind in world.KINDS)
+        budgets = "".join(tick("tokens", n, n, n in value["tokens"]) for n in TOKENS if n < self.patches)
+        kinds = "".join(tick("kinds", kind, kind, True) for kind in world.KINDS)
         picks = "".join(
             f'<button type="button" data-pick="{pick}">{text}</button>'
             for pick, text in (("all", "All"), ("none", "Baselines only"))
@@ -218,6 +238,7 @@ class Sweep:
         )
 
 
+READY, WAITING = ({"done": 0, "total": 0, "label": t, "seconds": 0} for t in ("getting ready", "waiting for its turn"))
 SHORTER = "Choose fewer methods, or run it from the shell, where there is no limit."
 READ = """<details class="vtc-prose"><summary>How to read this</summary>
 <p>Every point asks one method, at one budget, the same questions about generated scenes that no training saw; each
@@ -234,7 +255,7 @@ per question, the median over questions; the vision pass is made once per pictur
 every method that shares it.</p></details>"""
 
 
-def _tick(group: str, value, text, on: bool, hue: str = "") -> str:
+def tick(group: str, value, text, on: bool, hue: str = "") -> str:
     style = f' style="--m:{hue}"' if hue else ""
     return (
         f'<label class="tick"{style}><input type="checkbox" data-group="{group}" value="{escape(str(value))}"'
@@ -262,7 +283,7 @@ def _select(name: str, label: str, choices: dict[str, str]) -> str:
 
 
 # -- the strip on top -----------------------------------------------------------------------------------------------
-def _strip(what: str, more: str = "", bar: str = "", state: str = "") -> str:
+def strip(what: str, more: str = "", bar: str = "", state: str = "") -> str:
     return (
         f'<div class="vtc-strip {state}" role="status"><div class="vtc-said"><p class="what">{what}</p>'
         f'<p class="time">{more}</p>{bar}</div></div>'
@@ -271,15 +292,15 @@ def _strip(what: str, more: str = "", bar: str = "", state: str = "") -> str:
 
 def recorded(record: dict | None) -> str:
     if record is None:
-        return _strip("No sweep is recorded here yet. Press Run to measure one.")
-    return _strip(escape(figures_sweep.summary(record)), f"Recorded: {escape(figures_sweep.provenance(record))}")
+        return strip("No sweep is recorded here yet. Press Run to measure one.")
+    return strip(escape(figures_sweep.summary(record)), f"Recorded: {escape(figures_sweep.provenance(record))}")
 
 
 def measured(record: dict, kind: str) -> str:
     how = "Measured just now" if kind == "done" else f"Time was up after {MAX_SECONDS} seconds; what was done"
     left = {p["method"]["method"]: p["reason"] for p in record["left_out"]}
     more = [figures_sweep.provenance(record), *(f"{name} is left out: {why}" for name, why in left.items())]
-    return _strip(escape(figures_sweep.summary(record)), escape(f"{how}: {'. '.join(more)}"))
+    return strip(escape(figures_sweep.summary(record)), escape(f"{how}: {'. '.join(more)}"))
 
 
 def running(data: dict) -> str:
@@ -292,17 +313,22 @@ def running(data: dict) -> str:
         f'<div class="vtc-progress" role="progressbar" aria-label="passes done" aria-valuenow="{done}" '
         f'aria-valuemin="0" aria-valuemax="{total}"><span style="width:{100 * done / max(1, total):.1f}%"></span></div>'
     )
-    return _strip("Measuring", more, bar, "is-running")
+    return strip("Measuring", more, bar, "is-running")
 
 
 def _duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
+def stop_run(brake: Brake, request: float, record: dict | None) -> str:
+    brake.press(request)
+    return stopped(record)
+
+
 def stopped(record: dict | None) -> str:
     """The record that the page holds when a run is stopped: the run's, as far as it was drawn, or the one before."""
     more = escape(figures_sweep.provenance(record)) if record else ""
-    return _strip("Stopped. The figure shows what was drawn last.", more)
+    return strip("Stopped. The figure shows what was drawn last.", more)
 
 
 def problem(text: str) -> str:
