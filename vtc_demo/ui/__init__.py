@@ -6,7 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from . import about, api, atlas, own, serve, theme
+from . import about, api, atlas, language, own, serve, theme
 from .compare import Compare
 from .lab import Lab
 from .lab import runner as lab_runner
@@ -19,7 +19,7 @@ TITLE = "Visual token compression, side by side"
 LAUNCH = {
     "theme": theme.THEME,
     "css_paths": theme.CSS,
-    "head": "".join(f"<script>{file.read_text(encoding='utf-8')}</script>" for file in theme.JS),
+    "head": language.head() + "".join(f"<script>{file.read_text(encoding='utf-8')}</script>" for file in theme.JS),
     "max_file_size": "10mb",
     "show_error": False,
     "allowed_paths": [],
@@ -65,6 +65,7 @@ def _header(vlm) -> str:
     return (
         f'<header class="vtc-top"><h1><span>{TITLE}</span></h1>'
         f'<span class="pill">{escape(name)} · {escape(device)}</span>'
+        f"{language.button()}"
         '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button>'
         '<button type="button" class="vtc-link pill" title="Copy a link to this comparison">Share</button>'
         "</header>"

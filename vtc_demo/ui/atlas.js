@@ -110,7 +110,7 @@
 
   // -- the table -----------------------------------------------------------------------------------------------------
   const cell = (kind, ...children) => make("div", { role: "cell", class: kind }, ...children);
-  const away = (href, text) => make("a", { href, target: "_blank", rel: "noopener noreferrer" }, text);
+  const away = (href, text) => make("a", { href, target: "_blank", rel: "noopener noreferrer", translate: "no" }, text);
   const tryIt = (method) => make("a", { class: "try", href: `?method=${encodeURIComponent(method.name)}`, title: `Open Compare with ${method.title}` }, "Try it");
 
   function pass(paper, places, long) {
@@ -125,8 +125,8 @@
     const part = (title, ...children) => make("div", { class: "part" }, make("h4", {}, title), ...children);
     const links = make("p", { class: "links" }, away(`https://arxiv.org/abs/${paper.arxiv}`, `arXiv ${paper.arxiv}`),
       ...(paper.code ? [away(`https://github.com/${paper.code}`, paper.code)] : [make("span", {}, "no code link known")]));
-    const story = make("div", {}, part("Idea", make("p", {}, paper.idea)),
-      ...(paper.claim ? [part("The paper reports", make("p", { class: "claim" }, paper.claim))] : []), part("Read", links));
+    const story = make("div", {}, part("Idea", make("p", { lang: "en" }, paper.idea)),
+      ...(paper.claim ? [part("The paper reports", make("p", { class: "claim", lang: "en" }, paper.claim))] : []), part("Read", links));
     const where = part("Where in the pass", pass(paper, places, true),
       ...(paper.sites.includes("none") ? [make("p", { class: "soft" }, "No token is removed inside a vision-language model.")] : []));
     const here = paper.methods.length ? part("On this page", ...paper.methods.map(method)) : part("Not on this page", make("p", {}, paper.why));
@@ -137,16 +137,16 @@
   const fold = (title, ...children) => make("details", {}, make("summary", {}, title), ...children);
   function method(m) {
     return make("div", { class: "method" },
-      make("p", {}, make("b", {}, m.title), make("span", { class: "tag" }, m.faithfulness), tryIt(m)),
-      ...(m.finding ? [fold("What was found here", make("p", {}, m.finding))] : []),
-      ...(m.deviations.length ? [fold(`Where it differs (${m.deviations.length})`, make("ul", {}, ...m.deviations.map((text) => make("li", {}, text))))] : []));
+      make("p", {}, make("b", { translate: "no" }, m.title), make("span", { class: "tag" }, m.faithfulness), tryIt(m)),
+      ...(m.finding ? [fold("What was found here", make("p", { lang: "en" }, m.finding))] : []),
+      ...(m.deviations.length ? [fold(`Where it differs (${m.deviations.length})`, make("ul", {}, ...m.deviations.map((text) => make("li", { lang: "en" }, text))))] : []));
   }
 
   function row(paper, { places, families }, toggle) {
-    const id = `atlas-${paper.key}`, open = make("button", { type: "button", class: "open", "aria-expanded": "false", "aria-controls": id }, paper.name);
+    const id = `atlas-${paper.key}`, open = make("button", { type: "button", class: "open", "aria-expanded": "false", "aria-controls": id, translate: "no" }, paper.name);
     const state = paper.methods.length ? [tryIt(paper.methods[0])] : [make("span", { class: "soft" }, paper.here)];
     const line = make("div", { role: "row", class: "line" },
-      cell("name", open, make("span", { class: "title", title: paper.title }, paper.title)), cell("month", paper.month), cell("family", make("i"), paper.family),
+      cell("name", open, make("span", { class: "title", title: paper.title, lang: "en" }, paper.title)), cell("month", paper.month), cell("family", make("i"), paper.family),
       cell("where", pass(paper, places, false)), cell("training", TRAINING[paper.training]), cell("here", ...state));
     const more = make("div", { role: "row", class: "more", id, hidden: "" }, make("div", { role: "cell", "aria-colspan": COLUMNS.length }));
     const group = make("div", { role: "rowgroup", class: "paper", style: `--m:${families.find((f) => f.name === paper.family).hue}` }, line, more);

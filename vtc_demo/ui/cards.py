@@ -91,7 +91,7 @@ def banner(state: str, answer: str, remark: str) -> str:
     text = escape(answer) or ("" if state == "running" else "<i>no answer</i>")
     return (
         f'<div class="vtc-answer {state}"><span class="mark" aria-hidden="true">{MARKS[state]}</span>'
-        f'<span class="text{" long" if len(answer) > LONG else ""}">{text}</span>'
+        f'<span class="text{" long" if len(answer) > LONG else ""}"{" translate=no" if answer else ""}>{text}</span>'
         f'<span class="remark">{escape(remark)}</span></div>'
     )
 
@@ -164,9 +164,8 @@ def strip(runs: list[dict], hues: dict[str, str], question: str, truth: str | No
 
 
 def waiting(question: str) -> str:
-    return _strip(
-        f'<p class="what">{escape(question)}</p><p class="time">The methods answer one after another …</p>', question
-    )
+    time = '<p class="time">The methods answer one after another …</p>'
+    return _strip(f'<p class="what" translate="no">{escape(question)}</p>{time}', question)
 
 
 def problem(message: str) -> str:

@@ -269,7 +269,8 @@ def _colours() -> str:
 
 def _writing() -> str:
     words = "".join(
-        f'<button type="button" data-write="{word.upper()}">{word.upper()}</button>' for word in world.WORDS
+        f'<button type="button" translate="no" data-write="{word.upper()}">{word.upper()}</button>'
+        for word in world.WORDS
     )
     return (
         '<div class="cmp-write"><input type="text" maxlength="4" autocomplete="off" autocapitalize="characters" '

@@ -63,7 +63,9 @@ def pictures(thumbnails: Iterable[tuple[int, str]], chosen: int) -> gr.HTML:
 
 def chips(questions: list[str]) -> gr.HTML:
     """Suggested questions; the script fills in the buttons as text. value: {"questions": [...], "chosen": text}."""
-    return control("chips", {"questions": questions, "chosen": ""}, '<div class="chips" role="group"></div>')
+    return control(
+        "chips", {"questions": questions, "chosen": ""}, '<div class="chips" role="group" translate="no"></div>'
+    )
 
 
 def budget(tokens: int, total: int, live: bool) -> gr.HTML:

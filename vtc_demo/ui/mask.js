@@ -15,7 +15,8 @@
     range.value = index;
     fill(range);
     range.setAttribute("aria-valuetext", `${frame.label}, ${frame.tokens} visual tokens`);
-    body.querySelector(".vtc-player output").textContent = frame.caption = `${frame.label} · ${frame.tokens}`;
+    const told = body.querySelector(".vtc-player output");
+    told.textContent = told.dataset.caption = frame.caption = `${frame.label} · ${frame.tokens}`;
     body.querySelector(".vtc-counts").textContent = site ? site.counts : "every patch kept";
     const share = body.querySelector(".vtc-share");
     if (share) share.textContent = `${Math.round(100 * (site?.evidence ?? 1))}%`;
@@ -173,7 +174,7 @@
       result?.closest(".vtc-col").classList.remove("vtc-stale");
       if (!svg) continue;
       const renewed = svg.vtc?.text !== svg.dataset.mask, index = renewed ? Number(body.querySelector(".vtc-site").max) : station(body);
-      if (renewed || body.querySelector(".vtc-player output").textContent !== read(svg).frames[index]?.caption) {
+      if (renewed || body.querySelector(".vtc-player output").dataset.caption !== read(svg).frames[index]?.caption) {
         if (renewed && playing && result.contains(playing.button)) stop();
         goTo(body, index);
       }

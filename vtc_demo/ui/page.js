@@ -35,7 +35,7 @@
     const draw = () => {
       const { questions } = props.value, all = questions.length <= FEW + 1 || props.value.all;
       const buttons = (all ? questions : questions.slice(0, FEW)).map((text) => make("button", { type: "button" }, text));
-      const more = all ? [] : [make("button", { type: "button", class: "more" }, `${questions.length - FEW} more questions`)];
+      const more = all ? [] : [make("button", { type: "button", class: "more", translate: "yes" }, `${questions.length - FEW} more questions`)];
       element.querySelector(".chips").replaceChildren(...buttons, ...more);
     };
     element.addEventListener("click", (event) => {
@@ -128,9 +128,9 @@
         facts(method.facts));
     };
     const facts = (f) => {
-      const said = (name, text) => (text ? [make("p", {}, make("b", {}, `${name}: `), text)] : []);
-      const links = f.links.flatMap(([text, href]) => [" · ", make("a", { href, target: "_blank", rel: "noopener noreferrer" }, text)]);
-      const list = make("ul", {}, ...f.deviations.map((text) => make("li", {}, text)));
+      const said = (name, text) => (text ? [make("p", {}, make("b", {}, `${name}: `), make("span", { lang: "en" }, text))] : []);
+      const links = f.links.flatMap(([text, href]) => [" · ", make("a", { href, target: "_blank", rel: "noopener noreferrer", translate: "no" }, text)]);
+      const list = make("ul", {}, ...f.deviations.map((text) => make("li", { lang: "en" }, text)));
       const apart = make("details", {}, make("summary", {}, `Where it differs (${f.deviations.length})`), list);
       return make("div", { class: "facts" }, make("p", {}, make("b", {}, f.faithfulness), f.source && ` · ${f.source}`, ...links),
         ...said("The paper reports", f.reported), ...said("Found here", f.finding), ...(f.deviations.length ? [apart] : []));
@@ -149,7 +149,7 @@
     const parameter = (p) => {
       const now = props.value.params[p.name] ?? p.default;
       const put = (value) => set({ params: { ...props.value.params, [p.name]: value } });
-      const label = make("label", {}, make("span", {}, p.name.replaceAll("_", " ")), make("small", {}, p.help ?? ""));
+      const label = make("label", {}, make("span", { translate: "no" }, p.name.replaceAll("_", " ")), make("small", {}, p.help ?? ""));
       if (typeof p.default === "boolean") {
         const box = make("input", { type: "checkbox" });
         box.checked = now;
@@ -158,7 +158,7 @@
         return make("div", { class: "param" }, label);
       }
       if (p.choices) {
-        const list = make("select", {}, ...p.choices.map((c) => make("option", { value: c }, String(c))));
+        const list = make("select", { translate: "no" }, ...p.choices.map((c) => make("option", { value: c }, String(c))));
         list.value = now;
         list.addEventListener("change", () => put(p.choices.find((c) => String(c) === list.value)));
         label.append(list);

@@ -22,7 +22,7 @@ def _full_alone(full: dict | None, truth: str | None) -> str:
     known = (
         "" if truth is None else ", which is right" if viz.same(full["answer"], truth) else f"; the truth is {truth}"
     )
-    return f"The full model answers <b>{escape(full['answer'])}</b>{escape(known)}."
+    return f'The full model answers <b translate="no">{escape(full["answer"])}</b>{escape(known)}.'
 
 
 def _budget(runs: list[dict]) -> str:
@@ -89,7 +89,7 @@ def _times(factors) -> str:
 
 def _name(run: dict, hues: dict[str, str]) -> str:
     hue = hues.get(run["method"]["method"], viz.OTHER[0])
-    return f'<b class="vtc-name" style="--m:{hue}">{escape(run["title"])}</b>'
+    return f'<b class="vtc-name" translate="no" style="--m:{hue}">{escape(run["title"])}</b>'
 
 
 def _names(runs: list[dict], hues: dict[str, str]) -> str:

@@ -14,7 +14,8 @@ CSS, JS = (
     [HERE / f"page.{kind}", *sorted(f for f in HERE.glob(f"*.{kind}") if f.stem != "page")] for kind in ("css", "js")
 )  # page.* first: the others build on it
 
-FONT = ("Inter", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Arial", "Liberation Sans", "sans-serif")
+CJK = ("PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei")  # after all others
+FONT = ("Inter", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Arial", "Liberation Sans", *CJK, "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono", "monospace")
 
 

@@ -1,0 +1,45 @@
+"""Languages of the page: the file `zh.json` beside this one is Chinese, with any `zh-*.json`. See docs/translation.md.
+
+English is what the sources say; `language.js` puts the other languages in its place, in the browser alone.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TABLES = ("texts", "patterns", "parts")
+
+
+def languages() -> dict[str, dict]:
+    """Code -> {"name", "lang", "texts", "patterns", "parts"}, the last three from English to that language."""
+    found = {}
+    for file in sorted(HERE.glob("??.json")):
+        extra = [_read(more) for more in sorted(HERE.glob(f"{file.stem}-*.json"))]
+        tables = [_read(file), *extra]
+        merged = {name: {k: v for table in tables for k, v in table.get(name, {}).items()} for name in TABLES}
+        found[file.stem] = tables[0] | merged
+    return found
+
+
+def _read(file: Path) -> dict:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def head() -> str:
+    """The language files as inert scripts for the page's head: parsed only when a visitor asks for that language."""
+    return "".join(
+        f'<script type="application/json" class="vtc-language-file" data-language="{code}">{_inert(file)}</script>'
+        for code, file in languages().items()
+    )
+
+
+def _inert(file: dict) -> str:
+    return json.dumps(file, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def button() -> str:
+    """Leads to the next language, and is named in it."""
+    first = next(iter(languages().values()))
+    return f'<button type="button" class="vtc-language pill" lang="{first["lang"]}">{first["name"]}</button>'
