@@ -133,5 +133,7 @@ def load(folder: Path) -> LlavaForConditionalGeneration:
 def save(model: LlavaForConditionalGeneration, processor: LlavaProcessor, folder: Path) -> None:
     """Write the shipped form: half-precision weights (half the size; computed in float32 on a CPU)."""
     half = copy.deepcopy(model).to(torch.float16)
+    for part in (half.config.text_config, half.config.vision_config):  # a loaded model carries float32 there
+        part.dtype = None
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
