@@ -125,7 +125,7 @@
     const part = (title, ...children) => make("div", { class: "part" }, make("h4", {}, title), ...children);
     const links = make("p", { class: "links" }, away(`https://arxiv.org/abs/${paper.arxiv}`, `arXiv ${paper.arxiv}`),
       ...(paper.code ? [away(`https://github.com/${paper.code}`, paper.code)] : [make("span", {}, "no code link known")]));
-    const story = make("div", {}, part("Idea", make("p", { lang: "en" }, paper.idea)),
+    const story = make("div", {}, part("Idea", make("p", {}, paper.idea)),
       ...(paper.claim ? [part("The paper reports", make("p", { class: "claim", lang: "en" }, paper.claim))] : []), part("Read", links));
     const where = part("Where in the pass", pass(paper, places, true),
       ...(paper.sites.includes("none") ? [make("p", { class: "soft" }, "No token is removed inside a vision-language model.")] : []));
