@@ -16,7 +16,7 @@ from .brake import QUIET, Brake
 from .share import View
 from .source import Source, preview
 
-SCENES = (12, 5, 27, 32, 22)  # the first is shown first
+SCENES = (8, 12, 5, 27, 22)  # the first is shown first
 COLUMNS = ("fastervlm", "fastv", "random")
 TOKENS = 64
 QUICK = 1.0  # seconds; a comparison that takes less shows its cards when they are done: waiting ones would only flicker
