@@ -568,7 +568,7 @@ for label, names, side in (
         text=[row["title"] for row in shown],
         name=label,
         mode="markers+text",
-        textposition=f"middle {side}",
+        textposition=[f"{at} {side}" for at in ("top", "bottom", "top", "bottom")][: len(shown)],
         marker={"size": 11},
         error_y={
             "type": "data",

@@ -505,7 +505,7 @@ kit.table(
 # %% [slide]
 # ## Equal cost, different shape
 #
-# All four have 192 visual tokens per layer on average. What is left at the end differs; green: the evidence.
+# Each has 192 visual tokens per layer on average. What is left at the end differs; green: the evidence.
 
 # %% slide
 kit.masks(scene.image, runs[:3], colour, "192 equivalent tokens: what the last layer sees")
@@ -575,7 +575,7 @@ decoder has anything to offer. Where all have points, read off which is ahead, a
 """)
 
 # %% [instructor]
-# Show the curve twice: first with the tokens after the cut on the axis (FastV looks far ahead), then with equivalent tokens. Nothing was changed but the axis.
+# Show the curve twice: first with the tokens after the cut on the axis (the curves of FastV and PyramidDrop move far to the left), then with equivalent tokens. Nothing was changed but the axis.
 
 # %% [quiz]
 # In which setting does a cut inside the decoder have its strongest case?
