@@ -231,7 +231,10 @@
   // A link to #atlas opens this tab. Gradio draws the tabs late and listens to them later still.
   const arrive = (left = 600) => {
     if (!location.hash.startsWith("#atlas") || document.querySelector(".vtc-atlas")?.offsetParent) return;
-    document.querySelector("#vtc-tab-atlas-button")?.click();
+    const more = [...document.querySelectorAll("#vtc-tabs .overflow-dropdown button")]; // tabs that a phone has no room for
+    const all = [...document.querySelectorAll("#vtc-tabs [aria-hidden=true] > button")]; // every tab, in order
+    const place = all.findIndex((b) => ["Atlas", "论文图谱"].includes(b.textContent.trim()));
+    (document.querySelector("#vtc-tab-atlas-button") ?? more[place - all.length + more.length])?.click();
     if (left) setTimeout(() => arrive(left - 1), 100);
   };
   window.addEventListener("hashchange", () => arrive());
