@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from vtc_demo import world
+from vtc_demo import methods, world
 from vtc_demo.__main__ import main, parser, picture_and_question
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,8 @@ def files(tmp_path_factory):
     (path / "own").mkdir()
     text = (ROOT / "vtc_demo" / "methods" / "template.py").read_text(encoding="utf-8")
     (path / "own" / "shell.py").write_text(text.replace('name="mine"', 'name="shell_norm"'), encoding="utf-8")
-    return path
+    yield path
+    methods._classes.pop("shell_norm", None)  # the tests that follow know nothing of it
 
 
 def args(files, *more):

@@ -259,6 +259,7 @@ def test_a_composed_scene_is_asked_about_with_its_truth(visit):
     expect(page.locator("#vtc-question textarea")).to_have_value("What number is written?")
     expect(page.locator(".vtc-answer")).to_contain_text(["407"] * 4)  # as the answer or as the truth
     expect(page.locator(".vtc-evidence")).to_have_count(4)
+    page.locator(".chips button.more").click()
     page.locator(".chips button", has_text="What colour is the heart?").click()
     expect(page.locator(".vtc-answer")).to_contain_text(["purple"] * 4)
 

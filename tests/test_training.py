@@ -190,7 +190,7 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     ]
     assert main([*again, "--batch", "1"]) == 0
     assert (tmp_path / "more" / "log.jsonl").read_text().count("\n") == 1
-    assert main([*again, "--batch", "1", "--only", "side-168", "full-336"]) == 0  # the last one is done already
+    assert main([*again, "--batch", "1", "--only", "side-168", "count-336"]) == 0  # the last one is done already
     assert "side-168" in (tmp_path / "more" / "log.jsonl").read_text().splitlines()[-1]
     with pytest.raises(ValueError, match="unknown stages: hard; choose from: tower-168"):
         main([*again, "--only", "hard"])
