@@ -36,7 +36,7 @@ def vlm():
 def trained(tmp_path_factory):
     """(folder of the run, folder of the weights) of all of them after two steps."""
     runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("zoo")
-    zoo.train_zoo([], runs, out, steps=2, batch=2, images=IMAGES)
+    zoo.train_zoo([], runs, out, steps=1, tune=1, batch=2, images=IMAGES)
     return runs, out
 
 
@@ -79,15 +79,23 @@ def test_weights_are_small_and_one_log_tells_of_all(trained):
     sizes = {name: sum(file.stat().st_size for file in (out / name).iterdir()) for name in NAMES}
     assert max(sizes.values()) <= 6e6 and sum(sizes.values()) <= 60e6, sizes
     log = [json.loads(line) for line in (runs / "log.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in log] == NAMES and all(row["step"] == 2 and row["loss"] > 0 for row in log)
+    assert [row["stage"] for row in log] == [f"{name} {part}" for name in NAMES for part in ("align", "tune")]
+    assert all(row["step"] == 1 and row["loss"] > 0 for row in log)
     facts = json.loads((out / "vlora" / store.FACTS).read_text())
-    assert facts["steps"] == 2 and facts["parameters"] > 100_000
+    assert facts["steps"] == [1, 1] and facts["parameters"] > 100_000
+
+
+def test_the_decoder_is_frozen_first_then_goes_on_in_the_stream():
+    (align, frozen), (both, free) = zoo.stages("q-former", lambda start, length: (start, length), 600, 150, 8)
+    assert frozen and not free
+    assert align.dataset(0, 4800) == (0, 4800) and both.dataset(8, 16) == (4808, 16)
 
 
 def test_a_finished_run_is_not_trained_again(trained, tmp_path):
     runs, out = trained
     before = (runs / "log.jsonl").read_text()
-    assert zoo.train_zoo(["llava-mlp"], runs, tmp_path, steps=2, batch=2, images=IMAGES) == [tmp_path / "llava-mlp"]
+    again = zoo.train_zoo(["llava-mlp"], runs, tmp_path, steps=1, tune=1, batch=2, images=IMAGES)
+    assert again == [tmp_path / "llava-mlp"]
     assert (runs / "log.jsonl").read_text() == before
     assert (tmp_path / "llava-mlp" / store.WEIGHTS).read_bytes() == (out / "llava-mlp" / store.WEIGHTS).read_bytes()
 

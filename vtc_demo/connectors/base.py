@@ -19,8 +19,8 @@ from ..methods.base import Method, param
 from ..tokens import Reduction, Site
 
 RECIPE = (
-    "Trained here on generated scenes with the shared, frozen tower of the embedded model; connector and decoder are "
-    "tuned together on answers alone, in one stage."
+    "Trained here on generated scenes with the shared, frozen tower of the embedded model, on answers alone: first the "
+    "connector with a frozen decoder, then both."
 )
 Held = dict[int, tuple[Tensor, ...]]  # decoder layer -> what it holds of the picture
 
