@@ -39,7 +39,7 @@ FIRST = 7 * 10**7  # seed of the first scene; no other stage of a recipe comes n
 TEXT = 288  # packed words per picture
 WORDS = ("ids", "target", "block", "offset", "kind")
 ALIGN, TUNE, BATCH = 600, 150, 8  # steps with the decoder frozen, steps of both, pictures per step
-ALIGN_RATE, TUNE_RATE = 1e-2, 1e-3
+ALIGN_RATE, TUNE_RATE = 4e-3, 1e-3
 IMAGES = 3600
 
 
