@@ -69,7 +69,7 @@ C, D = patches.shape[1], vlm.spec.hidden
 #
 # So what you build is *in the style of* FocusLLaVA. It can show how such a sampler works. It cannot confirm or refute the paper's figures.
 
-# %% [markdown] minutes=16
+# %% [markdown] minutes=14
 # ## 2. A window at three scales
 #
 # The map of 24 × 24 patches is cut into $6 \times 6$ windows of $4 \times 4$. In a window, a scale $s \in \{1, 2, 4\}$ means: the largest value of each channel in every block of $s \times s$ patches,
@@ -164,7 +164,7 @@ Window {mixed} has {int(busy[mixed])} patches with an object in them. In its sin
 an average would have 6 % of each.
 """)
 
-# %% [markdown] minutes=20
+# %% [markdown] minutes=18
 # ## 3. The router
 #
 # Which scale for which window? A linear layer looks at the mean of the window and gives a gate per scale; the largest wins:
@@ -358,7 +358,7 @@ say(
     f"Three pictures: {lengths} tokens, packed in a tensor of {tuple(batch.tokens.shape)}. Each is what it would be alone."
 )
 
-# %% [markdown] minutes=20
+# %% [markdown] minutes=18
 # ## 4. The text-guided sampler
 #
 # The second sampler works inside the decoder. After some layers, score each visual token by how much the **words of the question** attend to it, averaged over heads and words:
@@ -616,7 +616,7 @@ So the decoder is used a little differently from how it was trained. How much ac
 # - [ ] Whether the mask is boolean or additive
 #   The softmax comes out the same.
 
-# %% [markdown] minutes=10
+# %% [markdown] minutes=9
 # ## 5. In the VLM
 #
 # The fair reference is `llava-mlp`: LLaVA's own projector, trained from scratch under the same recipe, on the same tower and data, for as many steps. And `trained-pool` at the same mean number of tokens per layer: an even grid that asks neither router nor question.
