@@ -26,9 +26,9 @@ def served():
 
 
 @contextmanager
-def watched(chromium, url, width=1480, height=900, scheme="dark"):
+def watched(chromium, url, width=1480, height=900, scheme="dark", **device):
     """A browser page, not yet at any address; at the end: no console error, no request to another host."""
-    context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme=scheme, **device)
     page, problems = context.new_page(), []
     page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: problems.append(str(e)))

@@ -2,18 +2,15 @@
 
 import json
 import math
+from contextlib import ExitStack
 
 import gradio as gr
 import httpx
 import pytest
-import torch
+from pages import served, watched
 from playwright.sync_api import expect
-from transformers import LlavaForConditionalGeneration
 
 from vtc_demo import ui, viz, world
-from vtc_demo.models import VLM
-from vtc_demo.models.llava import LlavaAdapter
-from vtc_demo.training import build
 from vtc_demo.ui import composer
 from vtc_demo.ui.compare import SCENES
 from vtc_demo.world import Item, Scene, Tag
@@ -180,39 +177,24 @@ def test_the_sheet_of_sprites_stays_light():
 # -- in a browser ---------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def url():
-    torch.manual_seed(0)
-    processor = build.build_processor()
-    config = build.build_config(len(processor.tokenizer), width=32, tower_layers=3, llm_layers=4)
-    model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = 2
-    page = ui.build(VLM(model, processor, LlavaAdapter(), "embedded"))
-    _, address, _ = page.launch(prevent_thread_lock=True, quiet=True, **ui.LAUNCH)
-    yield address.rstrip("/")
-    page.close()
+    with served() as address:
+        yield address
 
 
 @pytest.fixture
 def visit(url, chromium):
-    """A function that opens the page with the composer; no console error, no request to another host may come."""
-    contexts, problems = [], []
+    """A function that opens the page with the composer."""
+    with ExitStack() as pages:
 
-    def visit(width=1480, height=900, **options):
-        contexts.append(chromium.new_context(viewport={"width": width, "height": height}, **options))
-        page = contexts[-1].new_page()
-        page.on("console", lambda m: problems.append(m.text) if m.type == "error" else None)
-        page.on("pageerror", lambda e: problems.append(str(e)))
-        page.on("request", lambda r: None if r.url.startswith((url, "data:", "blob:")) else problems.append(r.url))
-        page.set_default_timeout(60_000)
-        page.goto(url)
-        page.wait_for_selector(".vtc-mask")
-        page.locator("#vtc-compose").click()
-        page.wait_for_selector(SETTLED)
-        return page
+        def visit(width=1480, height=900, **device):
+            page = pages.enter_context(watched(chromium, url, width, height, **device))
+            page.goto(url)
+            page.wait_for_selector(".vtc-mask")
+            page.locator("#vtc-compose").click()
+            page.wait_for_selector(SETTLED)
+            return page
 
-    yield visit
-    for context in contexts:
-        context.close()
-    assert not problems
+        yield visit
 
 
 SETTLED = "dialog[open] .settled"
