@@ -219,13 +219,13 @@ The same tokens as the package's. The trained router gives **{counts[0]}** of th
 # %% [slide]
 # ## What the router decided
 #
-# Left: tokens for each window (square root). Others: the gate of each scale, from 0 (dark) to the highest of the picture.
+# Left: tokens for each window (square root). Others: the gates of the finest and the coarsest scale, each on its own colour scale.
 
 # %% slide
-per_patch = torch.empty(576, 4)
+per_patch = torch.empty(576, 3)
 given = torch.tensor([16 / s**2 for s in SCALES])  # tokens of a window at each scale
-per_patch[members] = torch.cat([given[chosen].sqrt()[:, None], gate], 1)[:, None].expand(36, 16, 4)
-titles = ["tokens for each window", *(f"gate of scale {s}" for s in SCALES)]
+per_patch[members] = torch.cat([given[chosen].sqrt()[:, None], gate[:, [0, 2]]], 1)[:, None].expand(36, 16, 3)
+titles = ["tokens for each window", "gate of scale 1 (16 tokens)", "gate of scale 4 (one token)"]
 kit.heat(scene.image, dict(zip(titles, per_patch.T)), title="The router's decision, window by window")
 
 # %% [markdown]
@@ -562,7 +562,7 @@ By hand and by the package: the same {FINAL} survivors, the same first token. Fo
 # %% [slide]
 # ## The picture decides, then the question
 #
-# Above all: the same tokens enter for both questions. At the end they differ. Green: the evidence.
+# The same tokens enter for both questions; cuts follow the question. A pooled token stands at the upper left patch of its block, the others of the block are amber.
 
 # %% slide
 figures = [runs[colour], runs[thing]]
@@ -570,7 +570,7 @@ kit.masks(
     scene.image,
     figures,
     None,
-    "Left after the last cut (29 tokens); amber: merged by pooling",
+    "Left after the last cut",
     names=[q.text for q in (colour, thing)],
 )
 

@@ -61,7 +61,8 @@ L, D, R = len(lm.layers), vlm.spec.hidden, connector.rank
 # $$ y = W x + B\, A(F)^\top x $$
 #
 # Read it from the right. $A^\top x$ asks the word $x$ for $r$ numbers; *what* is asked depends on the picture. $B$ turns the numbers into a change of the output. $B$ starts at zero, so before training the decoder is the unmodified one.
-#
+
+# %% [markdown]
 # The product can be had in two ways. **Thin**: two small products per word. **Merged**: add $B A^\top$ to $W$ once per picture; then a word costs nothing extra.
 
 # %% [exercise] difficulty=easy minutes=5
