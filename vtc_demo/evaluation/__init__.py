@@ -1,17 +1,20 @@
-"""Accuracy on held-out scenes. `python -m vtc_demo evaluate`."""
+"""Accuracy on held-out scenes. `python -m vtc_demo evaluate`, `... evaluate zoo`, `... evaluate zoo-training`."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
+OWN_OPTIONS = {"zoo": "zoo", "zoo-training": "zoo_training"}  # what is evaluated by modules of their own
 
 
 def main(argv: list[str] | None = None) -> int:
     """Evaluate methods on held-out questions, write the record, optionally put the table into a Markdown file."""
+    if argv and argv[0] in OWN_OPTIONS:
+        return import_module(f".{OWN_OPTIONS[argv[0]]}", __package__).main(argv[1:])
     from .. import methods, models
     from .accuracy import evaluate, markdown
 
@@ -30,10 +33,14 @@ def main(argv: list[str] | None = None) -> int:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
     table = markdown(record)
     if args.markdown:
-        text = args.markdown.read_text()
-        head, _, rest = text.partition(BEGIN)
-        if not rest or END not in rest:
-            raise ValueError(f"{args.markdown} lacks the lines {BEGIN} and {END}")
-        args.markdown.write_text(f"{head}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}")
+        fill(args.markdown, table)
     print(json.dumps(record, indent=1) if args.json else table)
     return 0
+
+
+def fill(path: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Put text between two lines of a file. Raises ValueError without them."""
+    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise ValueError(f"{path} lacks the lines {begin} and {end}")
+    path.write_text(f"{head}{begin}\n{text}\n{end}{rest.partition(end)[2]}", encoding="utf-8")

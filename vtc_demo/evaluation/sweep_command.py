@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     resume = records.read(args.out) if args.out and args.out.exists() else None
     vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
     options = {"questions": args.questions, "resume": resume} | ({"kinds": args.kinds} if args.kinds else {})
-    record = _follow(sweep_events(vlm, chosen, args.tokens, **options), args.out)
+    record = follow(sweep_events(vlm, chosen, args.tokens, **options), args.out)
     if args.csv:
         records.write(args.csv, records.to_csv(record))
     print(records.to_json(record).rstrip() if args.json else table(record))
@@ -49,7 +49,7 @@ def _parser(tokens: tuple[int, ...]) -> argparse.ArgumentParser:
     return parser
 
 
-def _follow(events, out: Path | None) -> dict:
+def follow(events, out: Path | None) -> dict:
     """The record at the end; on the way a progress bar, and the record so far in `out`."""
     from tqdm import tqdm
 

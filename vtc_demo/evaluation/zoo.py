@@ -1,0 +1,182 @@
+"""The trained zoo beside the methods that need no training. `python -m vtc_demo evaluate zoo`.
+
+All answer the same questions at the same counts of visual tokens. Methods that put no token into the sequence have no
+such count; beside each stand the others at the same FLOPs. The record is that of a sweep (`records`), with what is
+known of the weights (`zoo`) and which points cost the same (`equal_flops`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .. import engine, methods, models, world
+from ..bench import at_budgets
+from ..connectors import store
+from ..matching import Matcher
+from ..methods.base import Method
+from ..models import VLM
+from . import records
+from .questions import balanced
+from .records import Point
+from .sweep import Event, Plan, Work
+
+TOKENS = (144, 64)
+QUESTIONS = 300
+NEAR = 0.005  # of the FLOPs: so near a cost is equal
+BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
+
+
+@dataclass
+class Counted(Point):
+    """A point that also adds up the FLOPs of each stage."""
+
+    stages: dict[str, int] = field(default_factory=dict)
+
+    def add(self, run, question):
+        super().add(run, question)
+        for stage, flops in run.flops.items():
+            self.stages[stage] = self.stages.get(stage, 0) + flops
+
+    def samples(self):
+        return super().samples() | {"stages": self.stages}
+
+    def restore(self, samples):
+        super().restore(samples)
+        self.stages = dict(samples["stages"])
+
+
+def events(
+    vlm: VLM,
+    names: Sequence[str] = (),
+    tokens: Sequence[int] = TOKENS,
+    questions: int = QUESTIONS,
+    resume: dict | None = None,
+) -> Iterator[Event]:
+    """Events as of `sweep.sweep_events`; the last holds the record.
+
+    names: trained methods (default: all whose weights are here). resume: a record of the same to go on from. Raises
+    ValueError for bad input before the first event.
+    """
+    names = list(names) or [name for name in methods.trained() if store.has(name)]
+    if not names:
+        raise ValueError(f"no trained connector lies in {store.FOLDER}; train them with: python -m vtc_demo train zoo")
+    if strangers := [name for name in names if name not in methods.trained()]:
+        raise ValueError(f"{', '.join(strangers)}: not of the zoo; choose from {', '.join(methods.trained())}")
+    if questions < 1:
+        raise ValueError(f"questions must be 1 or more, got {questions}")
+    chosen = points([*free(), *names], tokens, vlm.shape.patches)
+    equal = equal_flops(vlm, [p.method for p in chosen if beside(p.method)])
+    known = {point.key: point for point in chosen}
+    for group in equal:
+        for spec in group["others"]:
+            point = Counted(methods.resolve(spec), round(spec["retention"] * vlm.shape.patches))
+            known.setdefault(point.key, point)
+    work = Work(vlm, Plan(tuple(known.values()), questions, tuple(world.KINDS)))
+    projector = sum(p.numel() for p in vlm.model.model.multi_modal_projector.parameters())
+    about = {"zoo": {name: weights(name) for name in names}, "projector_parameters": projector, "equal_flops": equal}
+    work.about |= about
+    if resume is not None:
+        if {key: resume.get(key) for key in about} != about:
+            raise ValueError("the record to go on from is of other weights, methods or tokens; remove it")
+        work.go_on_from(resume)
+    return work.events()
+
+
+def free() -> list[str]:
+    """The methods that need no training."""
+    return [card.name for card in methods.list_methods() if methods.get(card.name).connector is None]
+
+
+def beside(method: Method) -> bool:
+    """Whether it puts no visual token into the sequence."""
+    return method.connector is not None and method.connector.beside
+
+
+def points(names: Sequence[str], tokens: Sequence[int], patches: int) -> list[Counted]:
+    """One point per method and count of tokens; one alone where the count is built in."""
+    found = [column for name in names for column in at_budgets(name, tokens, patches)]
+    return [Counted(method, None if n == patches else n) for n, method in found]
+
+
+def weights(name: str) -> dict:
+    """What is known of a method's weights: steps of training, parameters of the connector, a hash of the file."""
+    facts = json.loads((store.FOLDER / name / store.FACTS).read_text(encoding="utf-8"))
+    digest = hashlib.sha256((store.FOLDER / name / store.WEIGHTS).read_bytes()).hexdigest()[:16]
+    return {"steps": facts["steps"], "batch": facts["batch"], "parameters": facts["parameters"], "weights": digest}
+
+
+# -- equal FLOPs ----------------------------------------------------------------------------------------------------
+def equal_flops(vlm: VLM, chosen: Sequence[Method]) -> list[dict]:
+    """Per cost that occurs among the methods chosen: which have it (`methods`), FLOPs up to the first token on the
+    first question (`target`), training-free methods at that cost (`others`) and why the rest cannot have it.
+
+    Costs that differ by less than a visual token's are one.
+    """
+    _, scene, (question, *_) = next(balanced(1))
+    groups: list[dict] = []
+    for method in chosen:
+        run = engine.run(vlm, scene.image, question.text, method, max_new_tokens=1)
+        matcher = Matcher(vlm, scene.image, question.text, "flops", target=float(run.flops["total"]))
+        same = next((g for g in groups if abs(g["target"] - matcher.target) < matcher.worth), None)
+        if same is None:
+            same = {"target": matcher.target, "methods": []} | _at_cost(matcher)
+            groups.append(same)
+        same["methods"].append(method.spec())
+    return groups
+
+
+def _at_cost(matcher: Matcher) -> dict:
+    solved = [matcher.solve(methods.resolve(name)) for name in free() if name != "full"]
+    near = {m.method.card.name for m in solved if abs(m.reached - m.target) <= NEAR * m.target}
+    return {
+        "others": [m.method.spec() for m in solved if m.method.card.name in near],
+        "cannot": {m.method.card.name: m.note for m in solved if m.method.card.name not in near},
+    }
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+def main(argv: list[str]) -> int:
+    """`evaluate zoo [NAME ...] [--tokens N ...] [--questions N] [--out FILE] [--markdown FILE] [--json]`."""
+    from . import fill, zoo_tables
+    from .sweep_command import follow
+
+    args = _parser().parse_args(argv)
+    if args.threads < 1:
+        raise ValueError(f"--threads {args.threads} must be at least 1")
+    resume = records.read(args.out) if args.out and args.out.exists() else None
+    before = torch.get_num_threads()
+    torch.set_num_threads(args.threads)
+    try:
+        stream = events(models.load_vlm("embedded", device="cpu"), args.names, args.tokens, args.questions, resume)
+        record = follow(stream, args.out)
+    finally:
+        torch.set_num_threads(before)
+    record["command"] = f"python -m vtc_demo evaluate zoo {shlex.join(argv)}".strip()
+    if args.out:
+        records.write(args.out, records.to_json(record))
+    if args.markdown:
+        fill(args.markdown, zoo_tables.markdown(record), BEGIN, END)
+    print(records.to_json(record).rstrip() if args.json else zoo_tables.markdown(record))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vtc_demo evaluate zoo", description="Trained connectors beside methods that need no training."
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="trained methods; default: all whose weights are here")
+    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="N", help="visual tokens kept")
+    parser.add_argument("--questions", type=int, default=QUESTIONS, help=f"per point (default {QUESTIONS})")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
+    parser.add_argument("--out", type=Path, help="the record as JSON, saved as it grows; if it exists, go on with it")
+    parser.add_argument("--markdown", type=Path, help=f"write the tables between {BEGIN} and {END}")
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    return parser
