@@ -38,6 +38,12 @@ PALETTE = {
     "diversity/coverage": ("#2fc6b7", "#5fb8a5"),
     "multi-stage": ("#e08bd0", "#c46fb4"),
     "merging": ("#b7c94f", "#93a83e", "#d3e07f"),
+    "learned queries": ("#ff9d6c", "#d9784a", "#ffc2a1"),
+    "linear merger": ("#d9c26a",),
+    "space-to-depth": ("#a89a4a",),
+    "learned sampler": ("#9fb8d9",),
+    "attention rework": ("#7f9cb8", "#5f7fa3", "#b3c9dd"),
+    "weights instead of tokens": ("#c7a7e8",),
 }
 OTHER = ("#b59df0", "#5fb3d6", "#d9a05b", "#8fa8c8", "#c9b458")
 
