@@ -349,7 +349,8 @@ Size: {100 * size.min():.2g} to {100 * size.max():.2g} % of the matrix. Share of
 # Norm of the update as a share of the matrix. Rows: q, k, v, o. Columns: the decoder's layers.
 
 # %% slide
-kit.matrix(size, "decoder layer", "q, k, v, o", "Size of the update, share of the matrix")
+figure = kit.matrix(size, "decoder layer", "type", "Size of the update, share of the matrix")
+figure.update_yaxes(tickvals=list(range(4)), ticktext=list("qkvo"))
 
 # %% [quiz]
 # In training $B$ starts at zero, and the generator at random. What does the very first step change?
