@@ -134,6 +134,20 @@ def test_soft_provenance_is_drawn_as_heat(reduced):
     assert "vtc-dropped" not in svg and "2 tokens, each a mix of patches" in svg
 
 
+def test_a_picture_beside_the_sequence_is_told(reduced):
+    """As VLoRA's: two rows at the projector, no token in any layer."""
+    trace = Trace((ROWS, COLUMNS), 0, 3, beside=True)
+    trace.add(Site("projector"), Reduction.from_dense(torch.full((2, 24), 1 / 24), soft=True))
+    lengths = {"timings_ms": {}, "title": "Beside", "kv_lengths": [6, 6, 6], "kv_bytes": 4096}
+    record = Run(methods.resolve("full"), trace=trace).to_dict() | lengths
+    assert record["schedule"] == [0, 0, 0] and viz.beside(record) and not viz.beside(reduced)
+    assert [(f["label"], f["tokens"]) for f in viz.frames(record)][-4:] == [
+        ("LLM input", 0), *((f"LLM layer {k}", 0) for k in range(3))
+    ]  # fmt: skip
+    assert "2 mixes of patches · none in the sequence" in viz.mask(record, "data:,")
+    assert cards._cache(record).startswith("6 entries in every layer, and what layers hold")
+
+
 def test_a_trimmed_cache_shows_in_the_bars(reduced):
     assert not viz.trims_cache(reduced) and "left in their caches" not in viz.layer_bars(reduced)
     reduced["kv_lengths"] = [17, 17, 17]  # 11 visual tokens and 6 of text: layer 0 gave up 12 of its 23

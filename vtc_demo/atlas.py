@@ -185,7 +185,7 @@ def why_not(paper: Paper) -> str:
     if paper.plan == "vision encoder":
         return f"Works inside a frozen vision encoder, {NOT_YET}"
     if paper.plan == "trained":
-        return "Needs a trained module of its own: planned for the zoo, where small ones are trained under one recipe."
+        return "Needs a trained module of its own. The zoo trains some under one recipe; this is not one of them."
     if paper.plan == "frames":
         return FRAMES.get(paper.domain, FRAMES["vlm video"])
     if paper.family == "benchmark/position":

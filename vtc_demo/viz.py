@@ -126,7 +126,7 @@ def frames(run: dict) -> list[dict]:
         out.append({"label": site_label(sites[i]["site"]), "tokens": sites[i]["tokens"], "layer": None, "mask": i})
     mask = before[-1] if before else None
     if not before or sites[before[-1]]["site"] != "llm_input":
-        tokens = run["schedule"][0] if mask is None else sites[mask]["tokens"]
+        tokens = run["schedule"][0] if mask is None or beside(run) else sites[mask]["tokens"]
         out.append({"label": "LLM input", "tokens": tokens, "layer": None, "mask": mask})
     at_layer = {s["site"]: i for i, s in enumerate(sites)}
     for k, tokens in enumerate(run["schedule"]):
@@ -148,7 +148,7 @@ def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str
     stations = frames(run)
     shown = stations[-1]["mask"]
     layers = "".join(_layer(site, i, i == shown, rows, columns) for i, site in enumerate(run["sites"]))
-    sites = [_fates(site) | {"evidence": _share(site, run["grid"], evidence)} for site in run["sites"]]
+    sites = [_fates(site, beside(run)) | {"evidence": _share(site, run["grid"], evidence)} for site in run["sites"]]
     data = {"grid": run["grid"], "cells": run["cells"], "frames": stations, "sites": sites}
     label = f"{title}: {_summary(run)}. The arrow keys move over the patches."
     return (
@@ -187,12 +187,12 @@ def _heat(site: dict, rows: int, columns: int) -> str:
     )
 
 
-def _fates(site: dict) -> dict:
+def _fates(site: dict, outside: bool) -> dict:
     """status as a string of digits; for merged patches their home and weight, by patch."""
     merged = [i for i, s in enumerate(site["status"]) if s == MERGED]
     return {
         "label": site_label(site["site"]),
-        "counts": counts(site),
+        "counts": counts(site, outside),
         "soft": site["soft"],
         "status": "".join(map(str, site["status"])),
         "merged": {i: [site["home"][i], site["weight"][i]] for i in merged},
@@ -210,14 +210,21 @@ def _evidence(evidence: np.ndarray | None, rows: int, columns: int) -> str:
 def _summary(run: dict) -> str:
     if not run["sites"]:
         return "every patch is kept"
-    return f"patches at the end of the pass: {counts(run['sites'][-1])}"
+    return f"patches at the end of the pass: {counts(run['sites'][-1], beside(run))}"
 
 
-def counts(site: dict) -> str:
-    """ "64 kept · 512 dropped"; what there is none of is left out."""
+def counts(site: dict, outside: bool = False) -> str:
+    """ "64 kept · 512 dropped"; what there is none of is left out. outside: nothing of it is in the sequence."""
     if site["soft"]:
-        return f"{site['tokens']} tokens, each a mix of patches"
-    return " · ".join(f"{n} {fate}" for fate in ("kept", "merged", "dropped") if (n := site["counts"][fate]))
+        told = [f"{site['tokens']} {'mixes of patches' if outside else 'tokens, each a mix of patches'}"]
+    else:
+        told = [f"{n} {fate}" for fate in ("kept", "merged", "dropped") if (n := site["counts"][fate])]
+    return " · ".join([*told, "none in the sequence"] if outside else told)
+
+
+def beside(run: dict) -> bool:
+    """Whether a connector holds the picture for the layers, and no token stands in the sequence."""
+    return bool(run["sites"]) and not any(run["schedule"])
 
 
 # -- figures --------------------------------------------------------------------------------------------------------

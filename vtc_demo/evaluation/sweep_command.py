@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser(TOKENS).parse_args(argv)
     for folder in args.methods_dir:
         methods.load_folder(folder)
-    chosen = args.methods or [card.name for card in methods.list_methods() if card.name not in BASELINES]
+    chosen = args.methods or [c.name for c in methods.list_methods() if c.training_free and c.name not in BASELINES]
     resume = records.read(args.out) if args.out and args.out.exists() else None
     vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
     options = {"questions": args.questions, "resume": resume} | ({"kinds": args.kinds} if args.kinds else {})
@@ -33,7 +33,7 @@ def _parser(tokens: tuple[int, ...]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="vtc_demo sweep", description="Accuracy and surviving evidence against tokens, FLOPs and time."
     )
-    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="default: all; baselines always run")
+    parser.add_argument("--methods", nargs="+", default=[], metavar="METHOD", help="default: all that need no training")
     parser.add_argument("--tokens", nargs="+", type=int, default=tokens, metavar="N", help="visual tokens kept")
     parser.add_argument("--questions", type=int, default=200, help="how many questions per point (default 200)")
     parser.add_argument(

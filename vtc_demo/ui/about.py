@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from .. import cost
 from ..atlas import ROOT
+from ..evaluation.zoo_training import ALT
 
 RECORDS = ROOT / "assets" / "measurements"
+COURSE = ROOT / "assets" / "zoo_training.svg"
 MODEL, TEXT_TOKENS, KEPT = "llava-1.5-7b", 64, 64  # of the table of conventions
 
 SHOWN = """
@@ -64,6 +68,16 @@ None of them is wrong, but a figure of one says nothing beside a figure of anoth
 - In the Atlas, what a paper reports of itself is repeated, not checked.
 """
 
+ZOO = """
+## The trained zoo
+
+Connectors and reworks of the attention need weights of their own. Those here are trained under one recipe on the
+embedded model's vision tower, so that only the connector differs. Their few hundred steps stand beside methods without
+training that run on weights trained far longer: the accuracies on their cards are no verdict on a design.
+`docs/zoo.md` has the tables. The curves below: answer words that are right in training, in percent, by kind of
+question.
+"""
+
 SNIPPET = """
 from gradio_client import Client
 
@@ -113,7 +127,11 @@ code, the Atlas lists all papers. For a method, cite its paper; for this page:
 
 def build() -> None:
     with gr.Column(elem_classes="vtc-about"):
-        gr.Markdown(SHOWN + FLOPS + conventions() + LIMITS + API + records(), elem_classes="vtc-prose")
+        gr.Markdown(SHOWN + FLOPS + conventions() + LIMITS, elem_classes="vtc-prose")
+        if COURSE.exists():
+            gr.Markdown(ZOO, elem_classes="vtc-prose")
+            gr.HTML(course(), apply_default_css=False)
+        gr.Markdown(API + records(), elem_classes="vtc-prose")
         gr.File(_files(), label="Download", file_count="multiple", interactive=False, elem_classes="vtc-records")
         gr.Markdown(CREDITS, elem_classes="vtc-prose")
 
@@ -134,6 +152,12 @@ def conventions() -> str:
         )
     told = f"LLaVA-1.5-7B, {TEXT_TOKENS} text tokens. `true` is what this page shows; n tokens, d width, m inner width."
     return "\n" + "\n".join(lines) + f"\n\n{told}\n"
+
+
+def course(file: Path = COURSE) -> str:
+    """The picture of the zoo's training; as an image, lest its words count as words of the page."""
+    url = f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
+    return f'<img src="{url}" alt="{escape(ALT)}" style="width:100%;max-width:1020px">'
 
 
 def records() -> str:

@@ -70,6 +70,8 @@ def _trimmed(run: dict) -> str:
 def _cache(run: dict) -> str:
     """Bytes of the cache by layer: every layer has entries of one size."""
     lengths = run["kv_lengths"]
+    if viz.beside(run):
+        return f"{lengths[0]} entries in every layer, and what layers hold of the picture beside the sequence"
     one = run["kv_bytes"] / max(sum(lengths), 1)
     return "; ".join(f"layer {k}: {n} entries, {viz.quantity(n * one, 'B')}" for k, n in enumerate(lengths))
 
@@ -77,12 +79,13 @@ def _cache(run: dict) -> str:
 def _player(run: dict) -> str:
     frames = viz.frames(run)
     last = len(frames) - 1
+    kept = viz.counts(run["sites"][-1], viz.beside(run)) if run["sites"] else "every patch kept"
     return (
         '<div class="vtc-player"><button type="button" class="vtc-play" aria-label="Play the pass">▶</button>'
         f'<input type="range" class="vtc-site" min="0" max="{last}" step="1" value="{last}" '
         f'aria-label="Place in the pass" aria-valuetext="{escape(frames[-1]["label"])}">'
         f"<output>{escape(frames[-1]['label'])}</output></div>"
-        f'<p class="vtc-counts">{viz.counts(run["sites"][-1]) if run["sites"] else "every patch kept"}</p>'
+        f'<p class="vtc-counts">{kept}</p>'
     )
 
 
