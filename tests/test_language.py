@@ -144,7 +144,7 @@ def english(page):
     return sorted(t.strip() for t in page.evaluate(LEFT) if re.search("[A-Za-z]{2,}", known.sub("", t)))
 
 
-PAPERS = ("DivPrune", "ToMe", "TokenPacker", "FastVGGT")  # runs here, could run here, needs training, needs frames
+PAPERS = ("DivPrune", "ToMe", "Honeybee", "FastVGGT")  # runs here, could run here, needs training, needs frames
 
 
 def every_tab(page):
