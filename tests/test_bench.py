@@ -9,7 +9,10 @@ import torch
 
 from vtc_demo import __main__ as shell
 from vtc_demo import bench, measure, methods
+from vtc_demo.connectors import store
 from vtc_demo.training import build
+from vtc_demo.ui.compare import Compare
+from vtc_demo.ui.sweep import Sweep
 
 FULL = {"preprocess": 5.0, "vision": 45.0, "projector": 0.5, "compression": 0.0, "prefill": 49.5, "ttft": 100.0}
 FULL |= {"decode_per_token": 4.0}
@@ -155,6 +158,49 @@ def test_a_method_that_does_not_suit_the_model_leaves_the_others_alone(monkeypat
     failed, fine = record["rows"]
     assert failed["error"] == "random: not on this model" and "error" not in fine
     assert "Random @ 9: not run. random: not on this model" in bench.table(record)
+
+
+# -- connectors, which are trained for one model --------------------------------------------------------------------
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A folder in which q-former seems to be trained."""
+    (tmp_path / "q-former").mkdir()
+    for name in (store.WEIGHTS, store.FACTS):
+        (tmp_path / "q-former" / name).touch()
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+
+
+def test_connectors_are_benchmarked_on_the_embedded_model_alone(zoo, monkeypatch):
+    for part in ("against_full", "against_generate", "without_reduction"):
+        monkeypatch.setattr(bench.Bench, part, lambda *_: {})
+    monkeypatch.setattr(measure, "surroundings", lambda *_: {})
+    taken = {}
+    for name in ("embedded", "owner/other"):
+        vlm = tiny.vlm()
+        vlm.name = name
+        rows = bench.bench(vlm, tiny.image(), tiny.QUESTION, None, (9,))["rows"]
+        taken[name] = {row["method"]["method"] for row in rows}
+    assert taken["embedded"] - taken["owner/other"] == {"q-former"} and "fastv" in taken["owner/other"]
+
+
+@pytest.mark.parametrize("name", ["q-former", "q-former@0.1", "vlora"], ids=["here", "with retention", "not here"])
+def test_a_connector_on_another_model_is_refused(zoo, name):
+    vlm = tiny.vlm()
+    vlm.name = "owner/other"
+    with pytest.raises(ValueError, match="trained for the embedded model alone; owner/other is another"):
+        bench.bench(vlm, tiny.image(), tiny.QUESTION, ["random", name], (9,))
+
+
+def test_the_page_offers_connectors_with_the_embedded_model_alone(zoo):
+    for name, there in (("embedded", True), ("owner/other", False)):
+        tabs = Compare(None, 576, True, name), Sweep(None, 576, name)
+        assert all(("q-former" in {card.name for card in tab.cards}) is there for tab in tabs)
+    plan = {"methods": ["q-former"], "tokens": [64], "kinds": ["reading"], "scenes": 5}
+    with pytest.raises(ValueError, match="trained for the embedded model alone"):
+        tabs[1].read(plan)
+    tabs[0].heads, tabs[0].asked = [], "What is it?"
+    refusal = tabs[0].restore("?column=q-former", None)[4]
+    assert "cannot be restored" in refusal and "Q-Former has weights of its own" in refusal
 
 
 @pytest.mark.parametrize(

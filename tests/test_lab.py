@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ import torch
 from transformers import AutoConfig
 
 from vtc_demo import __main__ as shell
-from vtc_demo import cost, lab, measure, methods, models
+from vtc_demo import bench, cost, lab, measure, methods, models
+from vtc_demo.connectors import store
 from vtc_demo.engine import Pass
-from vtc_demo.lab import experiment, parts, plan, report, shapes
+from vtc_demo.lab import experiment, parts, passes, plan, report, settings, shapes
 from vtc_demo.models import memory
 from vtc_demo.models.layout import Prompt
 
@@ -26,7 +28,7 @@ QUICK = {"shape": "embedded", "dtype": "float32", "warmups": 1, "repeats": 3, "s
 @pytest.fixture(scope="module")
 def record():
     chosen = {"methods": ("fastervlm", "fastv", "ficoco-l", "downsample"), "tokens": (144, 64), "batches": (1, 4)}
-    return json.loads(json.dumps(lab.run(lab.Settings(**QUICK, **chosen))))
+    return json.loads(json.dumps(lab.run(lab.Settings(**QUICK, **chosen, prefill_batches=(3,)))))
 
 
 def rows(record, name):
@@ -95,11 +97,12 @@ def test_points_add_up_to_the_counted_costs(name):
         tuple(schedule), text,
     )  # fmt: skip
     flops = lambda *made: sum(parts.work(spec, p, 2).flops for p in made)  # noqa: E731
-    assert flops(*experiment.tower(spec, found)) == counted["vision"]
+    assert flops(*passes.tower(spec, found)) == counted["vision"]
     assert flops(parts.Point("projector", found.projected)) == counted["projector"]
     assert flops(*(parts.Point("prefill", n + text) for n in schedule)) == counted["prefill"]
-    assert (new - 1) * flops(*(parts.Point("decode", n) for n in experiment.contexts(found, new))) == counted["decode"]
+    assert (new - 1) * flops(*(parts.Point("decode", n) for n in passes.contexts(found, new))) == counted["decode"]
     assert new * flops(parts.Point("lm_head", 1)) == counted["lm_head"]
+    assert flops(*(parts.Point("prefill", n + text, 8) for n in schedule)) == 8 * counted["prefill"]
 
 
 @pytest.mark.parametrize("name", shapes.catalogue())
@@ -109,9 +112,7 @@ def test_bytes_of_points_are_those_of_weights_and_cache(name):
     layer = parts.work(spec, parts.Point("decode", 700, 3), value)
     cache = cost.kv_bytes_per_layer(spec, [600] * spec.layers, 100, bytes_per_value=value)[0]
     assert layer.bytes == weights["prefill"] / spec.layers + 3 * cache
-    tower = [
-        parts.work(spec, p, value).bytes for p in experiment.tower(spec, plan.plans(shapes.pick(name), [], [], 2)[0])
-    ]
+    tower = [parts.work(spec, p, value).bytes for p in passes.tower(spec, plan.plans(shapes.pick(name), [], [], 2)[0])]
     assert sum(tower) == weights["vision"]
     assert parts.work(spec, parts.Point("lm_head", 1, 8), value).bytes == weights["lm_head"]
 
@@ -124,16 +125,68 @@ def test_more_tokens_and_answers_cost_more():
         assert many.flops == 2 * more.flops and many.bytes < 2 * more.bytes  # weights are read once
 
 
+# -- a method's own work --------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["random", "pool", "fastervlm", "divprune", "fastv", "pyramiddrop", "ficoco-vl"])
+def test_own_work_is_what_the_engine_books_on_the_real_model(name):
+    """On the weights of the embedded VLM, with the same picture and prompt."""
+    vlm, shape = models.load_vlm("embedded", device="cpu"), shapes.pick("embedded")
+    (_, method), *_ = bench.at_budgets(name, [64], shape.visual)
+    work = Pass(vlm, method, seed=0)
+    with torch.inference_mode():
+        encoded = work.encode(shape.inputs(work.side))
+        image = vlm.config.image_token_id
+        prompt = Prompt.build([9] * 32 + [image] + [9] * 32, image, encoded.layout, vlm.device)
+        work.prefill(prompt, work.project(encoded))
+    assert plan.plan(shape, method, 64).own == work.overhead
+    assert (work.overhead == 0) == (name == "random")
+
+
+def test_own_work_that_depends_on_the_picture_is_that_of_the_pass_that_was_made():
+    shape = shapes.pick("embedded")
+    (_, method), *_ = bench.at_budgets("mustdrop", [64], shape.visual)
+    found = plan.plan(shape, method, 64)
+    scores = cost.linear_flops(1, shape.spec.vision_width, shape.visual)
+    assert method.adaptive and found.own > scores
+
+
+def test_own_work_grows_with_the_width_of_the_model():
+    owns = {
+        name: plan.plans(shapes.pick(name), ["divprune"], [64], 64)[1].own for name in ("llava-1.5-7b", "llava-1.5-13b")
+    }
+    similarities = [2 * 576 * 576 * shapes.pick(name).spec.hidden for name in owns]
+    assert all(own >= least for own, least in zip(owns.values(), similarities))
+    assert owns["llava-1.5-13b"] / owns["llava-1.5-7b"] == pytest.approx(5120 / 4096, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["llava-next-7b", "qwen2.5-vl-7b"])
+def test_where_own_work_cannot_be_counted_that_is_said(name):
+    shape = shapes.pick(name)
+    full, random, late = plan.plans(shape, ["random", "fastv"], [shape.visual // 9], 64)
+    assert full.own == random.own == 0, "nothing is nothing at any width"
+    assert late.own is None and late.uncounted == plan.VIEWS
+
+
+def test_a_hook_that_fails_on_stand_ins_leaves_its_work_uncounted(monkeypatch):
+    shape, (_, method) = shapes.pick("embedded"), bench.at_budgets("fastv", [91], 576)[0]
+
+    def broken(self):
+        raise RuntimeError("no values here")
+
+    monkeypatch.setattr(plan.dry.DryPass, "cost", broken)
+    found = plan.plan(shape, method, 63)
+    assert found.own is None and found.uncounted == plan.PICTURE
+
+
 # -- sums -----------------------------------------------------------------------------------------------------------
 def test_sampled_keeps_the_ends():
-    assert experiment.sampled([5, 3, 5], 4) == [3, 5]
-    chosen = experiment.sampled(range(100), 5)
+    assert passes.sampled([5, 3, 5], 4) == [3, 5]
+    chosen = passes.sampled(range(100), 5)
     assert len(chosen) == 5 and chosen[0] == 0 and chosen[-1] == 99
 
 
 def test_times_between_points_lie_on_a_line_and_nowhere_else():
     point = lambda n: parts.Point("prefill", n)  # noqa: E731
-    times = experiment.Times({point(100): np.array([1.0, 3.0]), point(200): np.array([2.0, 5.0])})
+    times = passes.Times({point(100): np.array([1.0, 3.0]), point(200): np.array([2.0, 5.0])})
     assert times.at("prefill", 150).tolist() == [1.5, 4.0] and times.at("prefill", 200).tolist() == [2.0, 5.0]
     assert times.at("prefill", 99) is None and times.at("decode", 100) is None
     assert times.over("prefill", [100, 100, 150]).tolist() == [3.5, 10.0]
@@ -208,7 +261,7 @@ def test_one_layer_times_their_number_is_the_whole(monkeypatch):
         p: made.job(p)
         for p in (
             parts.Point("prefill", length), parts.Point("decode", entries), parts.Point("lm_head", 1),
-            *experiment.tower(shape.spec, full),
+            *passes.tower(shape.spec, full),
         )
     }  # fmt: skip
     jobs = kinds | {"prefill": prefill, "step": step, "tower": tower}
@@ -223,10 +276,114 @@ def test_one_layer_times_their_number_is_the_whole(monkeypatch):
     sums = {
         "prefill": layers * best[parts.Point("prefill", length)] + head,
         "step": layers * best[parts.Point("decode", entries)] + head,
-        "tower": sum(best[p] for p in experiment.tower(shape.spec, full)),
+        "tower": sum(best[p] for p in passes.tower(shape.spec, full)),
     }
     ratios = {name: best[name] / value for name, value in sums.items()}
     assert all(2 / 3 < ratio < 3 / 2 for ratio in ratios.values()), ratios
+
+
+# -- prefills of several prompts ------------------------------------------------------------------------------------
+def test_prefills_of_several_prompts_stand_beside_their_roofline(record):
+    assert record["settings"]["prefill_batches"] == [1, 3] == report.batches(record, "batched_prefill")
+    spec, machine = shapes.pick("embedded").spec, record["environment"]
+    roofs = machine["peak_flops"], machine["bandwidth"]
+    full = record["rows"][0]
+    for row in record["rows"]:
+        for figures in ("ms", "expected_ms", "ratios", "expected_ratios"):
+            assert set(row[figures]["batched_prefill"]) == {"1", "3"}
+            assert row[figures]["batched_prefill"]["1"] == row[figures]["prefill"]
+        assert row["ms"]["batched_prefill"]["3"]["median"] > 0
+    layer = cost.layers.layer_prefill(spec, 640, 3, 4).seconds(*roofs)
+    assert full["expected_ms"]["batched_prefill"]["3"] == pytest.approx(1000 * spec.layers * layer)
+    lengths = [p["tokens"] for p in record["points"] if p["kind"] == "prefill" and p["batch"] == 3]
+    least = 64 + min(n for row in record["rows"] for n in row["schedule"])
+    assert len(lengths) == passes.PROMPTS and (min(lengths), max(lengths)) == (least, 640)
+    text = lab.table(record)
+    assert "prefill of all prompts" in text and "3 prompts of 128 tokens each" in text
+
+
+def test_prefills_where_nothing_else_is_asked_for():
+    chosen = {kind: settings.prompt_batches(kind) for kind in ("cpu", "cuda")}
+    assert chosen == {"cpu": (1, 8), "cuda": (1, 8, 32)}
+    asked = lab.Settings(prefill_batches=(16, 4))
+    assert settings.with_prompts(asked, torch.device("cpu")).prefill_batches == (1, 4, 16)
+
+
+GROUPED = {"hidden": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "intermediate": 96, "vocab": 64}
+GROUPED |= {"vision_width": 32, "vision_heads": 4, "vision_mlp": 32, "projector": (128, 128, 64)}
+
+
+@pytest.mark.parametrize("name", ["embedded", "qwen2.5-vl-7b"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_memory_of_a_prefill_is_known_beforehand(name, batch):
+    """Against what torch's profiler sees at its most; Qwen small, for its grouped heads and three axes of positions."""
+    shape = shapes.pick(name)
+    shape = shape if name == "embedded" else dataclasses.replace(shape, spec=dataclasses.replace(shape.spec, **GROUPED))
+    made, asked = parts.Parts(shape, torch.device("cpu"), torch.float32), []
+    made._check = lambda values, what: asked.append(values)
+    job = made.job(parts.Point("prefill", 640, batch))
+    job()
+    entering = 4 * batch * 640 * shape.spec.hidden
+    assert 4 * asked[0] == pytest.approx(entering + bench.peak_bytes(job, torch.device("cpu")), rel=0.02)
+
+
+def test_a_prefill_that_does_not_fit_is_left_out_and_told(monkeypatch):
+    def check(self, values, what):
+        if "prefill of 4 x 640" in what:
+            raise memory.TooLarge(f"{what} needs more")
+
+    monkeypatch.setattr(parts.Parts, "_check", check)
+    record = lab.run(lab.Settings(**QUICK, methods=("fastervlm",), batches=(1,), prefill_batches=(4,)))
+    full, row = record["rows"]
+    assert full["ms"]["batched_prefill"]["4"] is None and full["expected_ms"]["batched_prefill"]["4"] > 0
+    assert row["ms"]["batched_prefill"]["4"]["median"] > 0 and row["ratios"]["batched_prefill"]["4"] is None
+    (skipped,) = record["skipped"]
+    assert (skipped["kind"], skipped["tokens"], skipped["batch"], skipped["cause"]) == ("prefill", 640, 4, "memory")
+    text = lab.table(record)
+    assert "not timed: prefill, batch 4 with 640 tokens each. one layer's prefill of 4 x 640 tokens needs more" in text
+    assert "The prefill of 4 prompts at once does not fit into memory" in text
+
+
+def test_prefills_beyond_the_seconds_are_left_out_and_told(monkeypatch):
+    """The single prompt takes twice what the roofline says, so the others are taken to do so, too. Two rounds of 0.2 s
+    and of the quicker prefill's 0.8 s fit into 3 s; 1.6 s more in each do not."""
+    point = lambda n, batch=1: parts.Point("prefill", n, batch)  # noqa: E731
+    expected = {point(100): 0.1, point(100, 8): 0.8, point(50, 8): 0.4}
+    monkeypatch.setattr(measure, "seconds_per_call", lambda work, device: 0.2)
+    jobs, skipped = {point(100): lambda: None}, {}
+    made = SimpleNamespace(device=torch.device("cpu"), job=lambda point: point)
+    experiment.add_prefills(made, jobs, skipped, expected, lab.Settings(seconds=3), time.perf_counter())
+    assert list(jobs) == [point(100), point(50, 8)] and list(skipped) == [point(100, 8)]
+    cause, reason = skipped[point(100, 8)]
+    assert cause == "time" and "about 5 s" in reason and "of the 3 s allowed 3 s are left" in reason
+
+
+def test_a_row_without_time_says_so(record):
+    found = json.loads(json.dumps(record))
+    full, row = found["rows"][:2]
+    full["ms"]["batched_prefill"]["3"] = row["ratios"]["batched_prefill"]["3"] = None
+    point = {"kind": "prefill", "tokens": 640, "batch": 3, "side": None}
+    found["skipped"] = [point | {"cause": "time", "reason": "Allow more seconds."}]
+    assert report.prompts_reason(found, full, 3) == "The prefill of 3 prompts at once takes too long for this run."
+    assert "The full model's prefill of them takes too long" in report.prompts_reason(found, row, 3)
+    assert "not timed: prefill, batch 3 with 640 tokens each. Allow more seconds." in lab.table(found)
+
+
+def older(record):
+    """As records were before prompts were batched and own work counted."""
+    found = json.loads(json.dumps(record))
+    del found["settings"]["prefill_batches"]
+    found["points"] = [p for p in found["points"] if p["kind"] != "prefill" or p["batch"] == 1]
+    for row in found["rows"]:
+        del row["own_flops"]
+        for figures in ("ms", "expected_ms", "ratios", "expected_ratios"):
+            del row[figures]["batched_prefill"]
+    return found
+
+
+def test_older_records_can_be_read(record):
+    text = lab.table(older(record))
+    assert "1 prompt" in text and "3 prompts" not in text and "not counted" in text
 
 
 # -- the record -----------------------------------------------------------------------------------------------------
@@ -261,6 +418,14 @@ def test_stages_add_up_and_the_full_model_is_the_reference(record):
     assert rows(record, "fastervlm")[0]["ms"]["vision"] == full["ms"]["vision"]  # the same points
 
 
+def test_own_work_is_shown_beside_the_times_and_not_in_them(record):
+    owns = {row["method"]["method"]: row["own_flops"] for row in record["rows"]}
+    assert owns["full"] == owns["downsample"] == 0 and min(owns["fastervlm"], owns["fastv"], owns["ficoco-l"]) > 0
+    assert all(row["flops"]["compression"] == 0 for row in record["rows"])
+    text = lab.table(record)
+    assert "own work, FLOPs, not timed" in text and report.own_work(rows(record, "ficoco-l")[-1]) in text
+
+
 def test_a_smaller_picture_makes_the_tower_cheaper(record):
     small, full = rows(record, "downsample")[-1], record["rows"][0]
     assert small["expected_ms"]["vision"] < full["expected_ms"]["vision"]
@@ -279,7 +444,7 @@ def test_the_environment_and_the_shape_are_told(record):
 def test_table_names_every_row_and_says_what_is_left_out(record):
     text = lab.table(record)
     assert all(text.count(report.label(row)) >= 3 for row in record["rows"])
-    assert "own work is left out" in text and "not to be quoted" in text and "random weights" in text
+    assert "own work is counted" in text and "not to be quoted" in text and "random weights" in text
     assert "attention and MLP" in text  # the note of FiCoCo-L
     fine = lab.table(record | {"warmups": 2, "repeats": 5})
     assert "not to be quoted" not in fine
@@ -297,6 +462,27 @@ def test_reasons_follow_the_roofline(record):
     enough = row | {"ratios": row["ratios"] | {"prefill": {"median": 1e3, "iqr": 0.0, "n": 3}}}
     assert report.gap_reason(record, enough) is None
     assert "the roofline expects" in report.decode_reason(record, row, 4)
+
+
+# -- methods with trained weights -----------------------------------------------------------------------------------
+@pytest.fixture
+def zoo(tmp_path, monkeypatch):
+    """A folder in which q-former seems to be trained."""
+    (tmp_path / "q-former").mkdir()
+    for name in (store.WEIGHTS, store.FACTS):
+        (tmp_path / "q-former" / name).touch()
+    monkeypatch.setattr(store, "FOLDER", tmp_path)
+
+
+def test_methods_with_trained_weights_are_not_offered(zoo):
+    offered = {card.name for card in lab.offered()}
+    assert {card.name for card in methods.list_methods()} - offered == {"q-former"} and "fastv" in offered
+
+
+@pytest.mark.parametrize("name", ["q-former", "q-former@0.1", "vlora"], ids=["here", "with retention", "not here"])
+def test_methods_with_trained_weights_are_refused(zoo, name):
+    with pytest.raises(ValueError, match=r"needs weights of its own that were trained.*need no training"):
+        lab.run(lab.Settings(**QUICK, methods=("fastv", name)))
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
@@ -321,13 +507,15 @@ def test_a_cache_that_does_not_fit_is_left_out_and_told(monkeypatch):
     (skipped,) = record["skipped"]
     assert (skipped["batch"], skipped["tokens"]) == (4, 672)
     text = lab.table(record)
-    assert "not timed: batch 4 with 672 entries" in text and "does not fit into this machine's memory" in text
+    assert (
+        "not timed: decode step, batch 4 with 672 entries" in text and "does not fit into this machine's memory" in text
+    )
 
 
 def test_too_little_time_is_refused_with_what_would_do(monkeypatch):
     slow = {"peak_flops": 1e9, "bandwidth": 1e9}
     monkeypatch.setattr(measure, "roofs", lambda device, dtype: slow)
-    with pytest.raises(ValueError, match=r"at least \d+ s on this machine, more than the 20 s allowed; allow \d+ s"):
+    with pytest.raises(ValueError, match=r"at least \d+ s on this machine, more than the 40 s allowed; allow \d+ s"):
         lab.run(lab.Settings(dtype="float32"))
 
 
@@ -338,6 +526,7 @@ def test_too_little_time_is_refused_with_what_would_do(monkeypatch):
         ({"methods": ("fastvv",)}, "did you mean fastv"),
         ({"tokens": (577,)}, "give 1 to 576"),
         ({"batches": (0,)}, "batch 0 must be a whole number from 1"),
+        ({"prefill_batches": (0,)}, "prefill batch 0 must be a whole number from 1"),
         ({"new_tokens": 1}, "new_tokens must be a whole number from 2"),
         ({"text_tokens": 0}, "text_tokens"),
         ({"repeats": 0}, "repeats"),
@@ -365,10 +554,12 @@ def test_closing_the_stream_stops_the_work():
 def test_command_writes_the_record_and_restores_the_threads(tmp_path, capsys):
     out, threads = tmp_path / "records" / "lab.json", torch.get_num_threads()
     line = "lab --shape embedded --methods fastervlm --batches 1 --seconds 3 --repeats 2 --dtype float32 --threads 1"
+    line += " --prefill-batches 2 4"
     assert shell.main([*line.split(), "--json", "--out", str(out)]) == 0
     printed = capsys.readouterr()
     found = json.loads(out.read_text(encoding="utf-8"))
     assert json.loads(printed.out) == found and found["rows"][1]["budget"] == 64
+    assert set(found["rows"][1]["ms"]["batched_prefill"]) == {"1", "2", "4"}
     assert "timing the layers" in printed.err and torch.get_num_threads() == threads
 
 

@@ -24,6 +24,9 @@ BAD = {
     "no such share": {"shares": [2]},
     "no such batch": {"batches": [9]},
     "too long": {"seconds": 4000},
+    "no such prompts": {"prompts": [3]},
+    "no prompts": {"prompts": []},
+    "trained": {"methods": ["vlora"]},
     "not a number": {"seconds": True},
     "not a list": {"methods": "fastv"},
     "nothing": {"shares": None},
@@ -32,7 +35,14 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def record():
-    settings = {"dtype": "float32", "warmups": 1, "repeats": 2, "seconds": 60.0, "batches": (1, 4)}
+    settings = {
+        "dtype": "float32",
+        "warmups": 1,
+        "repeats": 2,
+        "seconds": 60.0,
+        "batches": (1, 4),
+        "prefill_batches": (2,),
+    }
     return json.loads(json.dumps(lab.run(lab.Settings("embedded", ("fastervlm", "pyramiddrop"), (64,), **settings))))
 
 
@@ -97,11 +107,50 @@ def test_what_does_not_fit_is_told_in_place_of_a_bar(record):
     found = json.loads(json.dumps(record))
     full, row = found["rows"][:2]
     full["ms"]["decode"]["4"] = row["ratios"]["decode"]["4"] = full["ratios"]["decode"]["4"] = None
-    figure = figures_lab.decode_step(found, 4)
+    figure = figures_lab.by_batch(found, "decode", 4)
     assert len(figure.data[0].x) == len(found["rows"]) - 1
     assert any("does not fit" in note.text for note in figure.layout.annotations)
     assert "does not fit" in figures_lab.table(found, 4, 64, {})
-    assert "does not fit" in tab.status(found, "Recorded") + tab.words(found, 4)
+    assert "does not fit" in tab.status(found, "Recorded") + tab.words(found, 4, 2)
+
+
+def test_a_prefill_of_several_prompts_is_drawn_and_listed(record):
+    figure = figures_lab.by_batch(record, "batched_prefill", 2)
+    scale, full = 1e-3 if figure.layout.xaxis.title.text == "seconds" else 1, record["rows"][0]
+    measured, expected = figure.data
+    assert measured.x[-1] == pytest.approx(scale * full["ms"]["batched_prefill"]["2"]["median"])
+    assert expected.x[-1] == pytest.approx(scale * full["expected_ms"]["batched_prefill"]["2"])
+    marks = next(t for t in figures_lab.roofline(record, 4, 2).data if t.name == "decoder layer, prefill")
+    assert all("batch 2" in text for text in marks.customdata)
+    table = figures_lab.table(record, 4, 64, {}, 2)
+    assert "prefill × 2" in table and "own work, FLOPs, not timed" in table
+    assert "With 2 prompts of 128 tokens each" in tab.words(record, 4, 2)
+
+
+def test_what_takes_too_long_is_told_in_place_of_a_bar(record):
+    found = json.loads(json.dumps(record))
+    found["rows"][0]["ms"]["batched_prefill"]["2"] = None
+    for row in found["rows"]:
+        row["ratios"]["batched_prefill"]["2"] = None
+    found["skipped"] = [{"kind": "prefill", "tokens": 640, "batch": 2, "side": None, "cause": "time", "reason": ""}]
+    figure = figures_lab.by_batch(found, "batched_prefill", 2)
+    assert any("takes too long" in note.text for note in figure.layout.annotations)
+    assert "takes too long" in figures_lab.table(found, 4, 64, {}, 2) and "takes too long" in tab.words(found, 4, 2)
+
+
+def test_a_record_from_before_prompts_were_batched_is_shown(board, record):
+    found = json.loads(json.dumps(record))
+    del found["settings"]["prefill_batches"]
+    for row in found["rows"]:
+        del row["own_flops"]
+        for figures in ("ms", "expected_ms", "ratios", "expected_ratios"):
+            del row[figures]["batched_prefill"]
+    *figures, said, table = board.draw(found, {"prompts": 8, "batch": 4, "answer": 64})
+    assert figures[1].data[0].x[-1] == pytest.approx(
+        found["rows"][0]["ms"]["prefill"]["median"] * (1e-3 if figures[1].layout.xaxis.title.text == "seconds" else 1)
+    )
+    assert "8 prompts at once are not in this experiment; batch 1 is shown" in said
+    assert "prefill × 1" in table and "not counted" in table
 
 
 def test_times_read_well():
@@ -118,6 +167,7 @@ def test_shares_become_tokens_of_the_shape(board):
     settings = board.read(tab.CHOSEN | {"shape": "llava-next-7b", "shares": [9, 3], "batches": [8, 1]})
     assert settings["tokens"] == (960, 320) and settings["batches"] == (1, 8)
     lab.Settings(**settings)
+    assert lab.Settings(**board.read(tab.CHOSEN | {"prompts": [8, 1]})).prefill_batches == (1, 8)
 
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
@@ -158,9 +208,9 @@ def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):
 
 def test_strange_views_and_records_change_nothing(board, record):
     for view in ({}, {"batch": "many", "answer": None}, {"batch": 10**9, "answer": -5}):
-        first, decode, roof, said, table = board.draw(record, view)
-        assert first.data and decode.data and roof.data and "Full model" in table
-    assert "are not in this experiment" in said
+        *figures, said, table = board.draw(record, view)
+        assert len(figures) == 4 and all(figure.data for figure in figures) and "Full model" in table
+    assert "answers at once are not in this experiment; batch 4 is shown" in said
     assert all(not isinstance(part, str) for part in board.choose("../../etc/passwd"))
 
 
@@ -205,6 +255,8 @@ def test_first_view_is_filled_from_the_record(page):
 
 @pytest.mark.browser
 def test_the_view_changes_without_a_run(page):
+    page.get_by_label("Prompts at once").select_option("1")
+    expect(page.locator("#vtc-lab-table thead")).to_contain_text("prefill × 1")
     page.get_by_label("Answers at once").select_option("1")
     expect(page.locator("#vtc-lab-table thead")).to_contain_text("decode step × 1")
     page.get_by_label("Length of an answer").select_option("1024")

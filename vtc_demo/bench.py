@@ -279,14 +279,17 @@ def peak_bytes(work: Callable, device: torch.device) -> int:
 def bench(
     vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, with_references=False, progress=None, **options
 ) -> dict:
-    """A JSON-ready record. names: methods (default: all); tokens: budgets, visual tokens that each method is to leave.
+    """A JSON-ready record. names: methods (default: all that suit the model); tokens: budgets, visual tokens that each
+    method is to leave.
 
     with_references: also beside the references of `vtc_demo.references`, where a method has one. options: new_tokens,
     warmups, repeats. A method that the model does not suit has a row with `error`. progress: is called with a line
-    before each part. Raises ValueError for a bad argument.
+    before each part. Raises ValueError for a bad argument, and for a trained connector on any model but the embedded.
     """
     job = Bench(vlm, load_rgb(image), vlm.check_question(question), **options)
-    names = names or [card.name for card in methods.list_methods() if card.name != "full"]
+    for name in names or ():
+        methods.check_suits(name, vlm.name)
+    names = names or [card.name for card in methods.suiting(vlm.name) if card.name != "full"]
     columns = [column for name in names for column in at_budgets(name, tokens, vlm.shape.patches)]
     progress = progress or (lambda line: None)
     environment = measure.surroundings(vlm.device, vlm.dtype)

@@ -22,7 +22,7 @@ STAGES = {
     "prefill": ("prefill", "#3b82f6"),
     "lm_head": ("LM head", "#94a3b8"),
 }
-DECODE = {"decode": ("decode step", "#d99a06")}
+BATCHED = {"decode": ("decode step", "#d99a06"), "batched_prefill": STAGES["prefill"]}
 PHASES = {  # kind of point -> (what it is called, colour, symbol)
     "prefill": ("decoder layer, prefill", "#3b82f6", "circle"),
     "decode": ("decoder layer, decode step", "#d99a06", "diamond"),
@@ -48,17 +48,19 @@ def first_token(record: dict) -> go.Figure:
     return _bars(rows, STAGES, "ttft")
 
 
-def decode_step(record: dict, batch: int) -> go.Figure:
-    """Time of one decode step for `batch` answers, measured and at the roofline."""
-    rows, key = [], str(batch)
+def by_batch(record: dict, part: str, batch: int) -> go.Figure:
+    """Time of one decode step of all answers, or of the prefill of all prompts, measured and at the roofline. part: a
+    key of `settings.BATCHED`."""
+    rows = []
     for row in record["rows"]:
-        measured, expected = row["ms"]["decode"][key], row["expected_ms"]["decode"][key]
-        rows.append((row, {"decode": measured}, {"decode": expected}, row["ratios"]["decode"][key]))
-    return _bars(rows, DECODE, "decode")
+        measured, expected, ratio = (report.at(row, f, part, batch) for f in ("ms", "expected_ms", "ratios"))
+        rows.append((row, {part: measured}, {part: expected}, ratio))
+    return _bars(rows, {part: BATCHED[part]}, part, report.missing(record, part, batch))
 
 
-def _bars(rows: list[tuple], stages: dict, total: str) -> go.Figure:
-    """rows: (row, measured spreads by stage, expected ms by stage, ratio to the full model or None)."""
+def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.Figure:
+    """rows: (row, measured spreads by stage, expected ms by stage, ratio to the full model or None). missing: why there
+    is no bar where nothing was measured."""
     figure, rows = go.Figure(), rows[::-1]  # the first on top
     timed = [(i, *row) for i, row in enumerate(rows) if row[1][total] is not None]
     longest = max((max(ms[total]["median"], expected[total]) for _, _, ms, expected, _ in timed), default=1.0)
@@ -90,7 +92,7 @@ def _bars(rows: list[tuple], stages: dict, total: str) -> go.Figure:
         figure.add_annotation(x=end, y=i + 0.1, text=text, showarrow=False, xanchor="left", xshift=6)
     for i, row in enumerate(rows):
         if row[1][total] is None:
-            figure.add_annotation(x=0, y=i, text="does not fit into memory", showarrow=False, xanchor="left", xshift=6)
+            figure.add_annotation(x=0, y=i, text=missing, showarrow=False, xanchor="left", xshift=6)
     figure.update_layout(
         barmode="stack",
         xaxis={"title": {"text": unit, "font": {"size": 13}}, "range": [0, 1.3 * longest * scale], "automargin": True},
@@ -110,10 +112,11 @@ def _bars(rows: list[tuple], stages: dict, total: str) -> go.Figure:
 
 
 # -- roofline -------------------------------------------------------------------------------------------------------
-def roofline(record: dict, batch: int) -> go.Figure:
-    """FLOP/s against FLOPs per byte, both logarithmic: the two roofs of the machine and every point under them."""
-    shown = [p for p in record["points"] if p["kind"] in PHASES and p["batch"] in (1, batch)]
-    shown = [p for p in shown if p["kind"] not in ("decode", "lm_head") or p["batch"] == batch]
+def roofline(record: dict, batch: int, prompts: int = 1) -> go.Figure:
+    """FLOP/s against FLOPs per byte, both logarithmic: the two roofs of the machine and every point under them. batch:
+    of the decode steps shown; prompts: of the prefills."""
+    wanted = {"decode": batch, "lm_head": batch, "prefill": prompts}
+    shown = [p for p in record["points"] if p["kind"] in PHASES and p["batch"] == wanted.get(p["kind"], 1)]
     machine = record["environment"]
     peak, bandwidth, corner = machine["peak_flops"], machine["bandwidth"], report.ridge(record)
     found = [p["flops"] / p["bytes"] for p in shown]
@@ -160,8 +163,9 @@ def _told(record: dict, point: dict, name: str) -> str:
     reached = 1000 * point["flops"] / ms["median"]
     memory = point["flops"] / point["bytes"] < report.ridge(record)
     roof = machine["bandwidth"] * point["flops"] / point["bytes"] if memory else machine["peak_flops"]
-    size = f"{point['tokens']:,} cache entries, batch {point['batch']}" if point["kind"] == "decode" else ""
-    size = size or (f"batch {point['batch']}" if point["kind"] == "lm_head" else f"{point['tokens']:,} tokens")
+    size = f"{point['tokens']:,} cache entries" if point["kind"] == "decode" else f"{point['tokens']:,} tokens"
+    if point["kind"] in ("decode", "prefill", "lm_head"):
+        size = f"{'' if point['kind'] == 'lm_head' else size + ', '}batch {point['batch']}"
     return "<br>".join(
         (
             f"<b>{name}</b>, {size}",
@@ -189,18 +193,20 @@ def _laid_out(figure: go.Figure, height: int) -> go.Figure:
 
 
 # -- table ----------------------------------------------------------------------------------------------------------
-def table(record: dict, batch: int, answer: int, hues: dict[str, str]) -> str:
+def table(record: dict, batch: int, answer: int, hues: dict[str, str], prompts: int = 1) -> str:
     """One line per method: what it costs, its times, and what it gains; answer: tokens of a whole answer."""
     heads = (
         "tokens per layer",
         "FLOPs",
+        "own work, FLOPs, not timed",
         f"KV cache × {batch}",
         "first token",
+        f"prefill × {prompts}",
         f"decode step × {batch}",
         f"answer of {answer}",
     )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(_line(record, row, batch, answer, hues) for row in record["rows"])
+    body = "".join(_line(record, row, batch, answer, hues, prompts) for row in record["rows"])
     return (
         '<div class="vtc-scroll" tabindex="0" role="region" aria-label="Table of the experiment">'
         '<table class="vtc-table"><caption>Measured medians; in brackets, how many times as fast as the full model, '
@@ -218,32 +224,36 @@ def whole_answer(row: dict, batch: int, answer: int) -> tuple[float, float] | No
     return row["ms"]["ttft"]["median"] + steps * step["median"], row["expected_ms"]["ttft"] + steps * least
 
 
-def _line(record: dict, row: dict, batch: int, answer: int, hues: dict[str, str]) -> str:
-    full, key = record["rows"][0], str(batch)
+def _line(record: dict, row: dict, batch: int, answer: int, hues: dict[str, str], prompts: int) -> str:
+    full = record["rows"][0]
     whole, of_full = whole_answer(row, batch, answer), whole_answer(full, batch, answer)
-    ratios, expected, step = row["ratios"], row["expected_ratios"], row["ms"]["decode"][key]
-    gains = {"ttft": (ratios["ttft"]["median"], expected["ttft"]), "step": None, "whole": None}
-    if step is not None and of_full is not None:
-        gains["step"] = ratios["decode"][key]["median"], expected["decode"][key]
-        gains["whole"] = of_full[0] / whole[0], of_full[1] / whole[1]
-    if row is full:
-        gains = dict.fromkeys(gains)
+    first = row["ratios"]["ttft"]["median"], row["expected_ratios"]["ttft"]
+    answered = (of_full[0] / whole[0], of_full[1] / whole[1]) if whole and of_full else None
+    left_out = report.missing(record, "decode", batch)
     cells = (
         f"{row['equivalent_tokens']:,.0f}",
         quantity(row["flops"]["total"]),
+        "not counted" if row.get("own_flops") is None else quantity(row["own_flops"]),
         quantity(batch * row["kv_bytes"], "B"),
-        _cell(row["ms"]["ttft"]["median"], gains["ttft"]),
-        _cell(step and step["median"], gains["step"]),
-        _cell(whole and whole[0], gains["whole"]),
+        _cell(row["ms"]["ttft"]["median"], None if row is full else first),
+        _by_batch(record, row, "batched_prefill", prompts),
+        _by_batch(record, row, "decode", batch),
+        _cell(whole and whole[0], None if row is full else answered, left_out),
     )
     hue = hues.get(row["method"]["method"], OTHER[0])
     name = f'<th scope="row"><span class="dot" style="--m:{hue}"></span>{escape(report.label(row))}</th>'
     return f"<tr>{name}{''.join(f'<td>{text}</td>' for text in cells)}</tr>"
 
 
-def _cell(ms: float | None, gains: tuple[float, float] | None) -> str:
-    """gains: full / method, measured and expected."""
+def _by_batch(record: dict, row: dict, part: str, batch: int) -> str:
+    ms, ratio, expected = (report.at(row, figures, part, batch) for figures in ("ms", "ratios", "expected_ratios"))
+    gains = None if ratio is None or row is record["rows"][0] else (ratio["median"], expected)
+    return _cell(ms and ms["median"], gains, report.missing(record, part, batch))
+
+
+def _cell(ms: float | None, gains: tuple[float, float] | None, missing: str = "") -> str:
+    """gains: full / method, measured and expected. missing: what is said in place of a time that there is none of."""
     if ms is None:
-        return "does not fit"
+        return missing
     more = "" if gains is None else f" <small>({gains[0]:.2f}×, expected {gains[1]:.2f}×)</small>"
     return f"<b>{duration(ms)}</b>{more}"

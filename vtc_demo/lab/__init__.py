@@ -2,7 +2,8 @@
 
 One layer of each kind is made in its true size with random values and timed; a pass is the sum over its layers. How
 many tokens a method leaves at each layer comes from a pass of the engine through a model of the same depth, a few
-values wide. A method's own work is not part of it: `python -m vtc_demo bench` measures that.
+values wide. A method's own work is counted where it can be, but not timed: `python -m vtc_demo bench` measures that.
+Methods that need trained weights are left out.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .experiment import Event, Settings, run, stream
+from .experiment import Event, run, stream
+from .plan import check, offered
 from .report import reasons, table
+from .settings import Settings
 from .shapes import catalogue, pick
 
-__all__ = ["Event", "Settings", "catalogue", "main", "pick", "reasons", "run", "stream", "table"]
+__all__ = ["Event", "Settings", "catalogue", "check", "main", "offered", "pick", "reasons", "run", "stream", "table"]
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +38,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--text-tokens", type=int, default=standard.text_tokens, metavar="N", help="of the prompt")
     parser.add_argument("--new-tokens", type=int, default=standard.new_tokens, metavar="N", help="answer length")
     parser.add_argument("--batches", nargs="+", type=int, default=standard.batches, metavar="N", help="answers at once")
-    parser.add_argument("--seconds", type=float, default=standard.seconds, help="no round begins after (default: 20)")
+    parser.add_argument(
+        "--prefill-batches", nargs="+", type=int, metavar="N", help="prompts at once (default: 1 8, on a GPU 1 8 32)"
+    )
+    parser.add_argument("--seconds", type=float, default=standard.seconds, help="no round begins after (default: 40)")
     parser.add_argument("--warmups", type=int, default=standard.warmups, help="rounds not counted (default: 2)")
     parser.add_argument("--repeats", type=int, default=standard.repeats, help="rounds measured (default: 5)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
@@ -55,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         methods=tuple(args.methods),
         tokens=tuple(args.tokens) if args.tokens else default_tokens(args.shape),
         batches=tuple(args.batches),
+        prefill_batches=tuple(args.prefill_batches) if args.prefill_batches else None,
     )
     if args.threads is not None and args.threads < 1:
         raise ValueError(f"--threads {args.threads} must be at least 1")

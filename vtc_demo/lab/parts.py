@@ -29,7 +29,7 @@ class Point:
     """One thing to time.
 
     tokens: entering, per crop or per prompt; decode: entries in the cache of each answer, the new one too. batch:
-    prompts or answers at once. side: pixels of a scaled picture, for the embedding.
+    prompts or answers at once, all of one length. side: pixels of a scaled picture, for the embedding.
     """
 
     kind: Kind
@@ -50,6 +50,15 @@ def work(spec: cost.ModelSpec, point: Point, bytes_per_value: int) -> cost.Work:
         "decode": lambda: layers.layer_decode(spec, n, batch, bytes_per_value),
         "lm_head": lambda: layers.lm_head(spec, batch, bytes_per_value),
     }[point.kind]()
+
+
+def prefill_values(spec: cost.ModelSpec) -> int:
+    """Values that a decoder layer holds for each token of a prefill when it holds most, in its MLP.
+
+    The hidden state, what the residual connection keeps and what the norm gave; the two halves of the gated MLP and
+    their product; keys and values.
+    """
+    return 3 * spec.hidden + 3 * spec.intermediate + 2 * spec.kv_heads * spec.head_dim
 
 
 class FullCache:
@@ -147,7 +156,10 @@ class Parts:
         return self.lm.rotary_emb(h, positions[None] if axes == 1 else positions.expand(axes, 1, -1))
 
     def _prefill(self, point: Point) -> Callable:
-        layer, h = self.lm.layers[0], self._random(point.batch, point.tokens, self.shape.spec.hidden)
+        layer, spec = self.lm.layers[0], self.shape.spec
+        values = point.batch * point.tokens * prefill_values(spec)
+        self._check(values, f"one layer's prefill of {point.batch} x {point.tokens} tokens")
+        h = self._random(point.batch, point.tokens, spec.hidden)
         rope = self._rope(h, torch.arange(point.tokens, device=self.device))
         how = {"attention_mask": None, "position_embeddings": rope, "use_cache": True}
         return lambda: layer(h, past_key_values=DynamicCache(), **how)

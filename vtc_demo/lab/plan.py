@@ -1,4 +1,7 @@
-"""How many tokens a method leaves at every layer of a shape: one pass through the narrow model."""
+"""How many tokens a method leaves at every layer of a shape: one pass through the narrow model.
+
+What the method computes itself is counted on stand-ins of the shape's true size, see `vtc_demo.dry`.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,15 @@ from functools import cache
 
 import torch
 
-from .. import methods
+from .. import dry, methods
 from ..bench import at_budgets
 from ..engine import Pass
-from ..methods.base import Method
+from ..methods.base import Card, Method
 from ..models.layout import Prompt
 from .shapes import Shape
+
+VIEWS = "this shape encodes a picture as several views, or merges the tower's tokens"
+PICTURE = "it depends on the picture in a way that stand-ins do not show"
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,7 @@ class Plan:
     side: pixels of the picture, where the method scales it. encoder [vision_layers]: tokens of one crop entering each
     encoder layer. projected: rows through the projector. schedule [layers]: visual tokens entering each decoder layer;
     cached [layers]: those in its cache afterwards. text: all other tokens of the prompt, a family's line breaks too.
+    own: FLOPs of the method's own work; None if they cannot be counted, `uncounted` then says why.
     """
 
     method: Method
@@ -31,6 +38,8 @@ class Plan:
     schedule: tuple[int, ...]
     cached: tuple[int, ...]
     text: int
+    own: int | None = None
+    uncounted: str = ""
 
     @property
     def equivalent_tokens(self) -> float:
@@ -48,6 +57,7 @@ def plan(shape: Shape, method: Method, text: int) -> Plan:
     prompt = Prompt.build([0] * (text // 2) + [image] + [0] * (text - text // 2), image, encoded.layout, vlm.device)
     prefilled = work.prefill(prompt, work.project(encoded))
     crops = len(encoded.layout.segments)
+    own = own_work(shape, work, prompt)
     return Plan(
         method,
         work.side,
@@ -56,10 +66,49 @@ def plan(shape: Shape, method: Method, text: int) -> Plan:
         tuple(work.trace.schedule),
         tuple(prefilled.cached),
         prefilled.text_tokens,
+        own if isinstance(own, int) else None,
+        "" if isinstance(own, int) else own,
     )
 
 
+def own_work(shape: Shape, work: Pass, prompt: Prompt) -> int | str:
+    """FLOPs of a method's own work in the true size, or why they cannot be counted. work: its pass through the narrow
+    model."""
+    vlm, method = shape.sketch, work.method
+    if not work.overhead:  # nothing in a narrow model is nothing in a wide one
+        return 0
+    layout = shape.inputs().layout  # of the picture as it comes; a dry pass scales it itself
+    if not dry.countable(vlm, method, layout):
+        return VIEWS
+    counted = dry.DryPass(vlm, method, layout, prompt, work.seed, work.trace if method.adaptive else None)
+    try:
+        same = list(counted.cost().schedule) == list(work.trace.schedule)
+    except Exception:  # whatever the hook of somebody's method does with values that mean nothing
+        same = False
+    return counted.overhead if same else PICTURE
+
+
+# -- which methods --------------------------------------------------------------------------------------------------
+def offered() -> list[Card]:
+    """The cards of the methods that can be timed. One that has trained weights would have to be timed with them."""
+    return [card for card in methods.list_methods() if card.training_free]
+
+
+def check(name: str) -> None:
+    """Raise ValueError for a method that does not exist or needs trained weights, be they here or not."""
+    key = name.partition("@")[0].strip().lower()
+    card = (methods.trained().get(key) or methods.get(key)).card
+    if not card.training_free:
+        raise ValueError(
+            f"{card.title} needs weights of its own that were trained, and the lab has random ones. Choose methods "
+            "that need no training"
+        )
+
+
 def plans(shape: Shape, names, tokens, text: int) -> list[Plan]:
-    """The full model, then every method at every budget. Raises ValueError for what the shape does not allow."""
+    """The full model, then every method at every budget. Raises ValueError for what the shape does not allow, and for
+    methods that need trained weights."""
+    for name in names:
+        check(name)
     chosen = [method for name in names if name != "full" for _, method in at_budgets(name, tokens, shape.visual)]
     return [plan(shape, method, text) for method in (methods.resolve("full"), *chosen)]

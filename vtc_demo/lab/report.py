@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .. import cost
+from .settings import BATCHED
 
 SLACK = 0.95  # a ratio this close to what was expected needs no explanation
 STAGES = ("vision", "projector", "prefill", "lm_head", "ttft")
@@ -36,6 +37,26 @@ def amount(value: float, unit: str = "B") -> str:
     return f"{value:.0f} {unit}"
 
 
+# -- by batch -------------------------------------------------------------------------------------------------------
+def batches(record: dict, part: str) -> list[int]:
+    """The batches of a part of a record, a key of BATCHED. In older ones prompts are prefilled one at a time."""
+    return list(record["settings"].get(BATCHED[part]) or [1])
+
+
+def at(row: dict, figures: str, part: str, batch: int):
+    """One of a row's figures of a batch, None if there is none. figures: "ms", "expected_ms", "ratios" or
+    "expected_ratios"."""
+    found = row[figures]
+    return found[part][str(batch)] if part in found else found["prefill"]
+
+
+def missing(record: dict, part: str, batch: int) -> str:
+    """Why a figure of a batch is not there, in a few words."""
+    kind = "prefill" if part == "batched_prefill" else part
+    causes = {p.get("cause") for p in record["skipped"] if (p["kind"], p["batch"]) == (kind, batch)}
+    return "takes too long for this run" if causes == {"time"} else "does not fit into memory"
+
+
 # -- why ------------------------------------------------------------------------------------------------------------
 def prefill_reason(record: dict, row: dict) -> str:
     """What decides the prefill's time at the fewest tokens that a layer sees."""
@@ -49,6 +70,25 @@ def prefill_reason(record: dict, row: dict) -> str:
     if intensity >= balance:
         return said + "Arithmetic decides, so every token dropped saves time."
     return said + "Reading the weights decides, so dropping still more tokens would save nothing."
+
+
+def prompts_reason(record: dict, row: dict, batch: int) -> str:
+    """The same for a prefill of several prompts, and what it gains."""
+    full, part = record["rows"][0], "batched_prefill"
+    least, n = missing(record, part, batch), min(row["schedule"]) + row["text_tokens"]
+    if at(row, "ms", part, batch) is None:
+        return f"The prefill of {batch} prompts at once {least}."
+    intensity = cost.layers.layer_prefill(spec_of(record), n, batch, itemsize(record)).intensity
+    said = (
+        f"With {batch} prompts of {n} tokens each a decoder layer computes {intensity:.0f} FLOPs for every byte: "
+        f"{'arithmetic decides' if intensity >= ridge(record) else 'reading the weights decides'}."
+    )
+    if row is full:
+        return said
+    if at(full, "ms", part, batch) is None:
+        return f"{said} The full model's prefill of them {least}."
+    measured, expected = at(row, "ratios", part, batch)["median"], at(row, "expected_ratios", part, batch)
+    return f"{said} For their prefill the roofline expects {expected:.2f}x, {measured:.2f}x was measured."
 
 
 def decode_reason(record: dict, row: dict, batch: int) -> str:
@@ -100,11 +140,14 @@ def ttft_reason(record: dict, row: dict) -> str | None:
     return f"The vision tower is {share:.0f} % of the full model's time to the first token and {kept}."
 
 
-def reasons(record: dict, row: dict, batches=None) -> list[str]:
-    """Why the times of a row are what they are, in whole sentences. batches: default all of the record."""
-    chosen = record["settings"]["batches"] if batches is None else batches
+def reasons(record: dict, row: dict, answers=None, prompts=None) -> list[str]:
+    """Why the times of a row are what they are, in whole sentences. answers, prompts: batches of decode steps and of
+    prefills; default all of the record."""
+    answers = batches(record, "decode") if answers is None else answers
+    prompts = batches(record, "batched_prefill") if prompts is None else prompts
     said = [prefill_reason(record, row), gap_reason(record, row), ttft_reason(record, row)]
-    said += [decode_reason(record, row, batch) for batch in chosen]
+    said += [prompts_reason(record, row, batch) for batch in prompts if batch > 1]
+    said += [decode_reason(record, row, batch) for batch in answers]
     return [sentence for sentence in said if sentence]
 
 
@@ -157,7 +200,11 @@ def cell(figure: dict | None, digits: int = 0) -> str:
 
 def table(record: dict) -> str:
     """The record as lines of text."""
-    parts = [time_lines(record), ratio_lines(record), decode_lines(record), note_lines(record), foot(record)]
+    by_batch = [
+        batch_lines(record, "batched_prefill", "prefill of all prompts", "prompts"),
+        batch_lines(record, "decode", "decode step", "answers"),
+    ]
+    parts = [time_lines(record), ratio_lines(record), *by_batch, note_lines(record), foot(record)]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -174,28 +221,39 @@ def time_lines(record: dict) -> list[str]:
 
 def ratio_lines(record: dict) -> list[str]:
     """Full / method, measured and at the roofline, and what is counted."""
-    lines = [f"{'full / method':<24}{'prefill':>16}{'expected':>10}{'ttft':>16}{'expected':>10}{'FLOPs':>9}{'KV':>9}"]
+    lines = [
+        f"{'full / method':<24}{'prefill':>16}{'expected':>10}{'ttft':>16}{'expected':>10}{'FLOPs':>9}{'KV':>9}"
+        f"{'own work, FLOPs, not timed':>28}"
+    ]
     for row in record["rows"]:
         measured, expected = row["ratios"], row["expected_ratios"]
         lines.append(
             f"{label(row):<24}"
             + "".join(f"{cell(measured[s], 2):>16}{expected[s]:>10.2f}" for s in ("prefill", "ttft"))
-            + f"{amount(row['flops']['total'], ''):>9}{amount(row['kv_bytes']):>9}"
+            + f"{amount(row['flops']['total'], ''):>9}{amount(row['kv_bytes']):>9}{own_work(row):>28}"
         )
     return lines
 
 
-def decode_lines(record: dict) -> list[str]:
-    """One decode step by batch, and full / method."""
-    batches = [str(b) for b in record["settings"]["batches"]]
-    lines = [f"{'decode step, ms; ratio':<24}" + "".join(f"{'batch ' + b:>26}" for b in batches)]
+def own_work(row: dict) -> str:
+    """FLOPs of a method's own work; older records have none."""
+    own = row.get("own_flops")
+    return "not counted" if own is None else amount(own, "").strip()
+
+
+def batch_lines(record: dict, part: str, title: str, what: str) -> list[str]:
+    """A prefill or a decode step by batch: measured, at the roofline, and full / method of both."""
+    sizes = batches(record, part)
+    lines = [f"{title + ', ms':<24}" + "".join(f"{f'{b} {what if b > 1 else what[:-1]}':>26}" for b in sizes)]
     for row in record["rows"]:
-        shown = []
-        for b in batches:
-            ratio, expected = row["ratios"]["decode"][b], row["expected_ratios"]["decode"][b]
-            more = "" if ratio is None else f"  {ratio['median']:.2f}x = {expected:.2f}x"
-            shown.append(f"{cell(row['ms']['decode'][b]) + more:>26}")
-        lines.append(f"{label(row):<24}" + "".join(shown))
+        measured, expected = [f"{label(row):<24}"], [f"{'':<24}"]
+        for b in sizes:
+            ms, ratio = (at(row, figures, part, b) for figures in ("ms", "ratios"))
+            gain = "" if ratio is None else f"  {ratio['median']:.2f}x"
+            measured.append(f"{cell(ms) + gain:>26}")
+            bound, gain = (at(row, figures, part, b) for figures in ("expected_ms", "expected_ratios"))
+            expected.append(f"{f'= {bound:.0f}  {gain:.2f}x':>26}")
+        lines += ["".join(measured), "".join(expected)]
     return lines
 
 
@@ -206,7 +264,9 @@ def note_lines(record: dict) -> list[str]:
         said += [f"{label(row)}: {text}" for text in new]
         heard.update(new)
     return said + [
-        f"not timed: batch {p['batch']} with {p['tokens']} entries. {p['reason']}" for p in record["skipped"]
+        f"not timed: {'prefill' if p['kind'] == 'prefill' else 'decode step'}, batch {p['batch']} with {p['tokens']} "
+        f"{'tokens' if p['kind'] == 'prefill' else 'entries'} each. {p['reason']}"
+        for p in record["skipped"]
     ]
 
 
@@ -214,7 +274,8 @@ def foot(record: dict) -> list[str]:
     e, settings = record["environment"], record["settings"]
     return [
         f"{record['title']}: random weights, one layer of each kind timed and multiplied by the number of layers; "
-        f"{settings['text_tokens']} text tokens, answers of {settings['new_tokens']}; a method's own work is left out.",
+        f"{settings['text_tokens']} text tokens, answers of {settings['new_tokens']}. A method's own work is counted "
+        "where it can be, and not timed.",
         f"{provenance(record)}; {e['peak_flops'] / 1e9:.0f} GFLOP/s, {e['bandwidth'] / 1e9:.1f} GB/s",
         *cautions(record),
     ]

@@ -65,6 +65,13 @@ class Shape:
             model = self.adapter.model_class._from_config(config, attn_implementation="sdpa")
         return VLM(model, Parts(images, None), self.adapter, self.name)
 
+    @cached_property
+    def sketch(self) -> VLM:
+        """The narrow model under the true dimensions: FLOPs can be counted with it, its layers must not be run."""
+        vlm = replace(self.narrow)
+        vars(vlm).update(spec=self.spec, shape=self.adapter.shape(self.config))
+        return vlm
+
 
 # -- families -------------------------------------------------------------------------------------------------------
 def _clip(spec: cost.ModelSpec) -> tf.CLIPVisionConfig:

@@ -25,6 +25,7 @@ from .base import Card, Faithfulness, Method
 
 problems: dict[str, str] = {}  # file -> why nothing of it was registered
 _classes: dict[str, type[Method]] = {}  # name on the card -> class
+TRAINED_FOR = "embedded"  # name of the model that connectors are trained for
 _NOT_METHODS = {"__init__", "base", "template"}
 
 
@@ -38,6 +39,22 @@ def trained() -> dict[str, type[Method]]:
     """The methods that need weights of their own, by name, whether these are here or not; in the order of lists."""
     found = [c for c in _classes.values() if c.connector is not None]
     return {c.card.name: c for c in sorted(found, key=lambda c: (c.card.order, c.card.name))}
+
+
+def suiting(model: str) -> list[Card]:
+    """The cards of `list_methods` that can run on a model of that name: connectors are trained for "embedded" alone."""
+    return [card for card in list_methods() if model == TRAINED_FOR or card.name not in trained()]
+
+
+def check_suits(name: str, model: str) -> None:
+    """Raise ValueError if `name` ("name" or "name@retention") is a connector and the model is not the embedded one."""
+    key = name.partition("@")[0].strip().lower()
+    if model != TRAINED_FOR and key in trained():
+        title = trained()[key].card.title
+        raise ValueError(
+            f"{title} has weights of its own, trained for the embedded model alone; {model} is another. Choose the "
+            "embedded model, or a method that needs no training"
+        )
 
 
 def get(name: str) -> type[Method]:

@@ -46,11 +46,11 @@ def build(vlm, notice: str = "") -> gr.Blocks:
             with gr.Tab("Compare"):
                 tab.build(page)
             with gr.Tab("Sweep"):
-                Sweep(sweep_runner(vlm), vlm.shape.patches).build()
+                Sweep(sweep_runner(vlm), vlm.shape.patches, vlm.name).build()
             with gr.Tab("Latency lab"):
                 Lab(lab_runner()).build()
             with gr.Tab("Atlas", elem_id="vtc-tab-atlas"):
-                atlas.build()
+                atlas.build(vlm.name)
             with gr.Tab("Your method"):
                 own.build()
             with gr.Tab("About"):

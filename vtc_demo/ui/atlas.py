@@ -28,9 +28,10 @@ INTRO = (
 )
 
 
-def build() -> None:
+def build(model: str = "embedded") -> None:
+    """The tab. model: name of the page's model; what it cannot run is shown as not running here."""
     book = atlas.load()
-    record = papers(book, methods.list_methods())
+    record = papers(book, methods.suiting(model))
     families = [
         {"name": name, "about": about, "hue": hue}
         for (name, about), hue in zip(book.families.items(), hues(book.families).values())

@@ -34,7 +34,7 @@ class Compare:
 
     def __init__(self, stream, total: int, small_world: bool, model: str = "embedded"):
         self.stream, self.total, self.small_world, self.model = stream, total, small_world, model
-        self.cards = methods.list_methods()
+        self.cards = methods.suiting(model)
         self.hues = viz.colours(self.cards)
         self.seconds = 0.0  # of the last whole comparison
 
@@ -149,6 +149,8 @@ class Compare:
         first = View(source, self.asked, TOKENS, share.MATCHES[0], heads)
         try:
             view = share.read(text, first, self.total)
+            for head in view.columns if view else ():
+                methods.check_suits(head["method"], self.model)
         except ValueError as error:
             known = f"This link cannot be restored: {str(error)[:300].rstrip('.')}. Here is the first view instead"
             return *self._refused(ValueError(known)), *[gr.skip()] * 5

@@ -16,7 +16,7 @@
       props.value = {
         shape: shape.value,
         methods: boxes("methods").filter((b) => b.checked).map((b) => b.value),
-        shares: numbers("shares"), batches: numbers("batches"), seconds: Number(range.value),
+        shares: numbers("shares"), batches: numbers("batches"), prompts: numbers("prompts"), seconds: Number(range.value),
       };
       pick({});
     };

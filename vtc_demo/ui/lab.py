@@ -14,17 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 
 from .. import figures_lab, lab, methods, viz
 from ..lab import report
+from ..lab.settings import prompt_batches
 from . import controls, serve
 from .brake import QUIET, Brake
 from .sweep import problem, strip, tick
 
 RECORDS = Path(__file__).resolve().parents[2] / "assets" / "measurements"
-BATCHES = (1, 8, 32, 128)
+BATCHES, PROMPTS = (1, 8, 32, 128), (1, 8, 32)
 SHARES = (3, 9, 18)  # of the visual tokens, one in so many is left: 192, 64 and 32 of 576
-CHOSEN = {"shape": "llava-1.5-7b", "methods": ["fastervlm", "fastv"], "shares": [9], "batches": [1, 8], "seconds": 20}
+CHOSEN = {
+    "shape": "llava-1.5-7b", "methods": ["fastervlm", "fastv"], "shares": [9], "batches": [1, 8],
+    "prompts": list(prompt_batches("cuda" if torch.cuda.is_available() else "cpu")), "seconds": 40,
+}  # fmt: skip
 MAX_METHODS, MIN_SECONDS, MAX_SECONDS = 5, 5, 60
 GPU_SECONDS = MAX_SECONDS + 20
 TICK = 0.3  # seconds between two reports of progress
@@ -57,27 +62,29 @@ class Lab:
 
     def __init__(self, run):
         self.run = run
-        self.cards = [card for card in methods.list_methods() if card.name != "full"]
+        self.cards = [card for card in lab.offered() if card.name != "full"]
         self.hues = viz.colours(methods.list_methods())
         self.recorded = recorded()
 
     # -- reading what the page sends ------------------------------------------------------------------------------
     def read(self, plan: dict) -> dict:
         """The settings of a run. Raises ValueError for what the page would not send."""
-        name, chosen, shares, batches, seconds = (plan.get(k) for k in CHOSEN)
-        if not all(isinstance(x, list) and x for x in (chosen, shares, batches)):
-            raise ValueError("Choose at least one method, one number of tokens and one batch")
+        name, chosen, shares, batches, prompts, seconds = (plan.get(k) for k in CHOSEN)
+        if not all(isinstance(x, list) and x for x in (chosen, shares, batches, prompts)):
+            raise ValueError("Choose at least one method, one number of tokens and one batch each")
         if len(chosen) > MAX_METHODS:
             raise ValueError(f"Choose up to {MAX_METHODS} methods; the shell takes more")
-        if not set(shares) <= set(SHARES) or not set(batches) <= set(BATCHES):
-            raise ValueError("That number of tokens or answers is not on offer")
+        if not set(shares) <= set(SHARES) or not set(batches) <= set(BATCHES) or not set(prompts) <= set(PROMPTS):
+            raise ValueError("That number of tokens, prompts or answers is not on offer")
         if isinstance(seconds, bool) or not isinstance(seconds, int) or not MIN_SECONDS <= seconds <= MAX_SECONDS:
             raise ValueError(f"A run may take {MIN_SECONDS} to {MAX_SECONDS} seconds here")
+        for method in chosen:
+            lab.check(str(method))
         visual = lab.pick(str(name)).visual
         tokens = sorted({visual // share for share in shares}, reverse=True)
         return {
             "shape": name, "methods": tuple(map(str, chosen)), "tokens": tuple(tokens),
-            "batches": tuple(sorted(batches)), "seconds": float(seconds),
+            "batches": tuple(sorted(batches)), "prefill_batches": tuple(sorted(prompts)), "seconds": float(seconds),
         }  # fmt: skip
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -105,21 +112,19 @@ class Lab:
             yield problem(FAILED), gr.skip(), gr.skip()
 
     def draw(self, record: dict | None, view: dict):
-        """(first token, decode step, roofline, words, table) of a record; nothing is measured."""
+        """(first token, prefill, decode step, roofline, words, table) of a record; nothing is measured."""
         if record is None:
-            return None, None, None, "", '<p class="vtc-note">Nothing is recorded yet. Press Run to measure.</p>'
-        asked, answer = view.get("batch"), view.get("answer")
-        batch = nearest(record, asked if isinstance(asked, int) else 8)
+            return *[None] * 4, "", '<p class="vtc-note">Nothing is recorded yet. Press Run to measure.</p>'
+        answer, asked = view.get("answer"), {"decode": view.get("batch"), "batched_prefill": view.get("prompts")}
+        asked = {part: n if isinstance(n, int) else 8 for part, n in asked.items()}
+        shown = {part: nearest(record, part, n) for part, n in asked.items()}
         answer = min(4096, max(1, answer)) if isinstance(answer, int) else 64
-        figures = (
-            figures_lab.first_token(record), figures_lab.decode_step(record, batch), figures_lab.roofline(record, batch)
-        )  # fmt: skip
-        said = words(record, batch)
-        if batch != asked:
-            said = (
-                f'<p class="vtc-note">{asked} answers at once are not in this experiment; {batch} are shown.</p>' + said
-            )
-        return *figures, said, figures_lab.table(record, batch, answer, self.hues)
+        batch, prompts = shown.values()
+        figures = [figures_lab.first_token(record)]
+        figures += [figures_lab.by_batch(record, part, shown[part]) for part in ("batched_prefill", "decode")]
+        remarks = "".join(other(part, n, shown[part]) for part, n in asked.items() if n != shown[part])
+        table = figures_lab.table(record, batch, answer, self.hues, prompts)
+        return *figures, figures_lab.roofline(record, batch, prompts), remarks + words(record, batch, prompts), table
 
     def choose(self, name: str):
         """A recorded experiment in place of what is shown: (status, record, a number that starts the drawing)."""
@@ -134,8 +139,8 @@ class Lab:
             settings = self.read(plan)
         except ValueError as error:
             return f'<p class="vtc-note">{escape(str(error))}.</p>'
-        lists = {k: " ".join(map(str, settings[k])) for k in ("methods", "tokens", "batches")}
-        options = " ".join(f"--{name} {value}" for name, value in lists.items())
+        lists = {k: " ".join(map(str, settings[k])) for k in ("methods", "tokens", "batches", "prefill_batches")}
+        options = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in lists.items())
         command = f"python -m vtc_demo lab --shape {settings['shape']} {options} --seconds {settings['seconds']:g}"
         return (
             '<details class="vtc-shell"><summary>The same from the shell</summary>'
@@ -159,21 +164,24 @@ class Lab:
             with gr.Column(elem_classes="vtc-results"):
                 said = gr.HTML(status(shown, "Recorded"), apply_default_css=False, elem_id="vtc-lab-status")
                 with gr.Column(elem_classes="vtc-panel"):
-                    view = controls.control("lab_view", {"batch": 8, "answer": 64}, _view())
-                    drawn = self.draw(shown, view.value)
+                    view = controls.control("lab_view", {"batch": 8, "prompts": 8, "answer": 64}, _view())
+                    *drawn, told, listed = self.draw(shown, view.value)
+                    gr.HTML(_head("Time to the first token, of one request", LEGEND), apply_default_css=False)
+                    plots = [_plot(drawn[0], "first")]
                     with gr.Row(elem_classes="vtc-lab-bars"):
-                        with gr.Column(min_width=280):
-                            gr.HTML(_head("Time to the first token", LEGEND), apply_default_css=False)
-                            plots = [gr.Plot(drawn[0], show_label=False, container=False, elem_id="vtc-lab-first")]
-                        with gr.Column(min_width=280):
-                            gr.HTML(_head("One decode step, of all answers at once", LEGEND), apply_default_css=False)
-                            plots.append(gr.Plot(drawn[1], show_label=False, container=False, elem_id="vtc-lab-decode"))
+                        for title, figure, name in (
+                            ("Prefill, of all prompts at once", drawn[1], "prefill"),
+                            ("One decode step, of all answers at once", drawn[2], "decode"),
+                        ):
+                            with gr.Column(min_width=280):
+                                gr.HTML(_head(title, LEGEND), apply_default_css=False)
+                                plots.append(_plot(figure, name))
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML(_head("Why: the roofline of this machine", ROOFLINE), apply_default_css=False)
-                    plots.append(gr.Plot(drawn[2], show_label=False, container=False, elem_id="vtc-lab-roofline"))
-                    why = gr.HTML(drawn[3], apply_default_css=False, elem_id="vtc-lab-why")
+                    plots.append(_plot(drawn[3], "roofline"))
+                    why = gr.HTML(told, apply_default_css=False, elem_id="vtc-lab-why")
                 with gr.Column(elem_classes="vtc-panel"):
-                    table = gr.HTML(drawn[4], apply_default_css=False, elem_id="vtc-lab-table")
+                    table = gr.HTML(listed, apply_default_css=False, elem_id="vtc-lab-table")
                     with gr.Row(elem_classes="vtc-downloads"):
                         save = gr.Button("Download JSON", size="sm", min_width=120)
                 with gr.Column(elem_classes="vtc-panel"):
@@ -205,6 +213,7 @@ class Lab:
         visual = lab.pick(CHOSEN["shape"]).visual
         shares = "".join(tick("shares", n, visual // n, n in CHOSEN["shares"]) for n in SHARES)
         batches = "".join(tick("batches", n, n, n in CHOSEN["batches"]) for n in BATCHES)
+        prompts = "".join(tick("prompts", n, n, n in CHOSEN["prompts"]) for n in PROMPTS)
         seconds = (
             f'<input type="range" aria-label="Seconds to spend" min="{MIN_SECONDS}" max="{MAX_SECONDS}" step="5" '
             f'value="{CHOSEN["seconds"]}">'
@@ -216,6 +225,7 @@ class Lab:
             f"<fieldset><legend>Methods, up to {MAX_METHODS}</legend>{chosen}</fieldset>"
             f"<fieldset><legend>Visual tokens kept</legend>{shares}</fieldset></section>"
             '<section class="vtc-panel"><h2 class="vtc-h">A run on this machine</h2>'
+            f"<fieldset><legend>Prompts prefilled at once</legend>{prompts}</fieldset>"
             f"<fieldset><legend>Answers decoded at once</legend>{batches}</fieldset>"
             f'<div class="scenes"><span>Seconds to spend</span><output></output>{seconds}</div></section>'
         )
@@ -234,10 +244,13 @@ LM head are made in their true size, with random values in place of weights, and
 its layers. A test holds such sums to the whole of the embedded model: they may differ by a factor of 1.5 at most. How
 many tokens a method leaves at each layer comes from a real pass of the engine through a model of the same depth, a few
 values wide.</p>
-<p><b>Left out</b>: a method's own work (<code>python -m vtc_demo bench</code> measures it on the embedded model),
-preprocessing, and what happens between layers. The first token is timed for one request; decode steps for as many
-answers at once as chosen, at the mean cache length of an answer of 64 tokens, with a cache that is allocated
-beforehand. Answers are told at that one step time.</p>
+<p><b>Left out</b>: preprocessing, and what happens between layers. A method's own work is not timed either; its FLOPs
+are counted where that can be done without the model, and <code>python -m vtc_demo bench</code> times it on the embedded
+model. Methods with trained weights of their own are not offered.</p>
+<p><b>Batches.</b> The first token is that of one request. A prefill of several prompts is the decoder's layers alone,
+on prompts of one length; what takes too long for the seconds, or more memory than is free, is left out. Decode steps
+are timed for as many answers at once as chosen, at the mean cache length of an answer of 64 tokens, with a cache that
+is allocated beforehand. Answers are told at that one step time.</p>
 <p><b>Expected</b> is the slower of two times: FLOPs over the fastest matrix product seen on this machine, and bytes of
 weights and cache over the fastest reading of memory. Kernel launches and other traffic are not in it.</p></details>"""
 
@@ -258,8 +271,10 @@ def _view() -> str:
     answers = "".join(
         f'<option value="{n}"{" selected" if n == 64 else ""}>{n} tokens</option>' for n in (1, 16, 64, 256, 1024)
     )
+    prompts = "".join(f'<option value="{n}"{" selected" if n == 8 else ""}>{n}</option>' for n in PROMPTS)
     return (
-        f'<div class="axes"><label>Answers at once <select data-axis="batch">{batches}</select></label>'
+        f'<div class="axes"><label>Prompts at once <select data-axis="prompts">{prompts}</select></label>'
+        f'<label>Answers at once <select data-axis="batch">{batches}</select></label>'
         f'<label>Length of an answer <select data-axis="answer">{answers}</select></label></div>'
     )
 
@@ -268,16 +283,26 @@ def _head(title: str, text: str) -> str:
     return f'<h2 class="vtc-h">{title}</h2><p class="vtc-note">{text}</p>'
 
 
-def nearest(record: dict, batch: int) -> int:
-    """The batch of a record that is nearest to one asked for."""
-    return min(record["settings"]["batches"], key=lambda b: abs(b - batch))
+def _plot(figure, name: str) -> gr.Plot:
+    return gr.Plot(figure, show_label=False, container=False, elem_id=f"vtc-lab-{name}")
 
 
-def words(record: dict, batch: int) -> str:
+def nearest(record: dict, part: str, batch: int) -> int:
+    """The batch of a record's part that is nearest to one asked for."""
+    return min(report.batches(record, part), key=lambda b: abs(b - batch))
+
+
+def other(part: str, asked: int, shown: int) -> str:
+    """That another batch is shown than was asked for."""
+    what = {"decode": "answers", "batched_prefill": "prompts"}[part]
+    return f'<p class="vtc-note">{asked} {what} at once are not in this experiment; batch {shown} is shown.</p>'
+
+
+def words(record: dict, batch: int, prompts: int) -> str:
     """Why the figures are what they are, sentence by sentence, each once."""
     heard, lines = set(), []
     for row in record["rows"]:
-        said = [text for text in (*report.reasons(record, row, [batch]), *row["notes"]) if text not in heard]
+        said = [text for text in (*report.reasons(record, row, [batch], [prompts]), *row["notes"]) if text not in heard]
         heard.update(said)
         if said:
             lines.append(f"<li><b>{escape(report.label(row))}</b> {escape(' '.join(map(_sentence, said)))}</li>")
@@ -293,7 +318,7 @@ def status(record: dict | None, how: str) -> str:
     if record is None:
         return strip("Nothing is recorded here yet. Press Run to measure on this machine.")
     more = " ".join([f"{how}: {report.provenance(record)}.", *report.cautions(record)])
-    return strip(escape(_sentence(report.summary(record, nearest(record, 8)))), escape(more))
+    return strip(escape(_sentence(report.summary(record, nearest(record, "decode", 8)))), escape(more))
 
 
 def running(stage: str, share: float) -> str:

@@ -62,11 +62,11 @@ def runner(vlm) -> Callable[[list, list, int, list], Iterator[tuple[str, Any]]]:
 
 
 class Sweep:
-    """Builds the tab and answers its events. run: see `runner`."""
+    """Builds the tab and answers its events. run: see `runner`; model: its name."""
 
-    def __init__(self, run, patches: int):
-        self.run, self.patches = run, patches
-        self.cards = methods.list_methods()
+    def __init__(self, run, patches: int, model: str = "embedded"):
+        self.run, self.patches, self.model = run, patches, model
+        self.cards = methods.suiting(model)
         self.hues = viz.colours(self.cards)
         self.recorded = records.read(RECORD) if RECORD.exists() else None
 
@@ -81,6 +81,8 @@ class Sweep:
         if not tokens or not kinds:
             raise ValueError(f"choose at least one {'number of visual tokens' if not tokens else 'kind of question'}")
         questions = scenes * min(PER_SCENE, len(kinds))
+        for name in chosen:
+            methods.check_suits(str(name), self.model)
         sweep.plan(chosen, tokens, self.patches, questions, kinds)
         return chosen, tokens, questions, kinds
 
