@@ -190,8 +190,9 @@ class Watched(vtc.methods.FiCoCoVL):
         return reduction
 
 
-both = vtc.run(vlm, scene.image, question.text, method=Watched(retention=BUDGET))
-assert both.token_ids == vtc.run(vlm, scene.image, question.text, method="ficoco-vl", retention=BUDGET).token_ids
+watched = vtc.run(vlm, scene.image, question.text, method=Watched(retention=BUDGET))
+both = vtc.run(vlm, scene.image, question.text, method="ficoco-vl", retention=BUDGET)
+assert both.token_ids == watched.token_ids and both.trace.schedule == watched.trace.schedule
 kit.table([(str(s.site), s.reduction.n, s.reduction.m) for s in both.trace.steps], ["site", "tokens before", "after"])
 
 # %% [exercise] difficulty=easy minutes=3
@@ -297,8 +298,8 @@ Spread of the {len(given)} values, standard deviation over mean: given **{spread
 # %% slide
 score = 0.35 * visual - 0.65 * cls
 assert torch.equal(score, ficoco.redundancy_v(visual, cls, 0.35))
-bright = {"from the patches": visual.log(), "from CLS": cls.log(), "redundancy": score.argsort().argsort().float()}
-kit.heat(scene.image, bright, title="Encoder layer 3: two attentions (logarithm) and the rank of the redundancy")
+bright = {"attention from CLS, logarithm": cls.log(), "redundancy, rank": score.argsort().argsort().float()}
+kit.heat(scene.image, bright, title="Encoder layer 3: what CLS looks at, and what goes first")
 
 # %% [markdown]
 # **Local penalty.** Redundant patches lie side by side, and a discarded area is gone as a whole. So in each window of 2 × 2 cells the *most* redundant token is made still more so: its score is doubled if positive, halved if negative. Relative to it, its
@@ -604,7 +605,7 @@ lowest = vtc.run(vlm, scene.image, question.text, method="ficoco-l", retention=0
 assert lowest.trace.schedule == [576, 576, 1, 1, 1, 1, 1, 1]
 say(f"""
 FiCoCo-L alone starts with 576 tokens. A mean of {BUDGET * 576:.0f} forces it down to **{alone.visual_tokens}** at the end, and below {lowest.trace.equivalent_tokens:.0f} it cannot come: two of eight layers see everything. With 32 layers and five of them whole, the floor is {(5 * 576 + 27) / 32:.0f}.
-FiCoCo-VL lets the encoder make a part of the cut, here to {first}; no source says how the authors split it, so `split` is ours.
+FiCoCo-VL lets the encoder make a part of the cut, here to {both.trace.schedule[0]}; no source says how the authors split it, so `split` is ours.
 """)
 
 # %% [slide]
@@ -713,7 +714,7 @@ kit.results(runs, question)
 # Amber: folded into a token elsewhere. Dark: dropped. "Kept or merged" is 100 % for every merge, so it cannot rank them.
 
 # %% slide
-kit.masks(scene.image, runs, question, "192 of 576 tokens on average; green: the evidence")
+kit.masks(scene.image, [vision, both, rivals[1]], question, "192 of 576 tokens on average; green: the evidence")
 
 # %% [markdown]
 # "Evidence kept" counts patches that are kept *or merged*. A merge drops nothing, so it has 100 % by definition, even with a single token left. Finer: how many patches of the evidence still stand at their own place, and what is the largest share that a patch of the evidence has in any token?
