@@ -42,7 +42,7 @@ PALETTE = {
     "linear merger": ("#d9c26a",),
     "space-to-depth": ("#a89a4a",),
     "learned sampler": ("#9fb8d9",),
-    "attention rework": ("#7f9cb8", "#5f7fa3", "#b3c9dd"),
+    "attention rework": ("#8c8fd6", "#6d73c4", "#b4b6ee"),
     "weights instead of tokens": ("#c7a7e8",),
 }
 OTHER = ("#b59df0", "#5fb3d6", "#d9a05b", "#8fa8c8", "#c9b458")

@@ -76,8 +76,8 @@ def _trained(name: str, record: dict | None) -> str:
     told = "; ".join(f"{_asked(row)}{_share(row['all'])}" for row in rows)
     facts = record["zoo"][name]
     parts = [
-        f"Embedded VLM, {recipe(facts)}, {rows[0]['all']['n']} held-out questions, percent right (95 % interval): "
-        f"{told}.",
+        f"Trained here for {recipe(facts)}. Embedded VLM, {rows[0]['all']['n']} held-out questions, percent right "
+        f"(95 % interval): {told}.",
         _reference(name, record),
         _equal_flops(name, record) or _equal_tokens(rows, record),
         f"By kind: {_kinds(rows)}.",

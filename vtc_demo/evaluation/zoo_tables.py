@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .. import methods, viz
-from .accuracy import label
 from .intervals import Scenes
 
 REFERENCE = "llava-mlp"  # the connector that compresses nothing, under the same recipe
@@ -68,11 +67,10 @@ def _accuracies(record: dict, row: dict, reference: dict | None, kinds: Sequence
 
 
 def name(row: dict) -> str:
-    """The title, bold if it was trained here, with what differs from the defaults."""
+    """The title, bold if it was trained here; how many tokens it holds beside the sequence."""
     if not is_trained(row):
         return row["title"]
-    title = label(row | {"method": row["method"] | {"retention": 1.0}})
-    return f"**{title}**" + (f" ({row['tokens']} beside)" if is_beside(row) and row["tokens"] else "")
+    return f"**{row['title']}**" + (f" ({row['tokens']} beside)" if is_beside(row) and row["tokens"] else "")
 
 
 def share(part: dict) -> str:

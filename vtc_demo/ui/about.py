@@ -157,7 +157,7 @@ def conventions() -> str:
 def course(file: Path = COURSE) -> str:
     """The picture of the zoo's training; as an image, lest its words count as words of the page."""
     url = f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return f'<img src="{url}" alt="{escape(ALT)}" style="width:100%;max-width:1020px">'
+    return f'<img src="{url}" alt="{escape(ALT)}" style="display:block;width:min(1020px,94%);margin:0 auto">'
 
 
 def records() -> str:
