@@ -1,7 +1,7 @@
 # /// lesson
 # title = "Learned queries: Q-Former, Perceiver, gated cross-attention"
 # objectives = [
-#   "write cross-attention of learned queries, a Q-Former layer, a Perceiver block and a gated block, each with the outputs of the trained one",
+#   "write cross-attention of learned queries, a Perceiver block and a gated block, build a Q-Former, and get the outputs of the trained ones",
 #   "read the attention of queries as soft provenance, and test by occlusion how far it can be trusted",
 #   "show that a closed gate leaves the language model as it was, to the last bit, and say what the first training step moves",
 #   "count FLOPs and cache of K tokens in the sequence and of K tokens beside it, and say when which is cheaper",
@@ -262,8 +262,8 @@ assert torch.equal(other.trace.product().dense(), rows)  # another question, the
 breadth = torch.special.entr(rows).sum(1).exp()  # [64]
 likeness = nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)[~torch.eye(KEEP, dtype=torch.bool)]
 say(f"""
-A query draws on **{breadth.median():.0f}** tokens of the tower (median; narrowest {breadth.min():.0f}, broadest {breadth.max():.0f} of 577). Two queries share much of what they look at: the median cosine of two rows is
-{likeness.median():.2f}. The {KEEP} queries have their strongest patch at {len(provenance.anchor.unique())} different places, and {100 * rows[:, 0].mean():.1f} % of the attention goes to CLS.
+A query draws on **{breadth.median():.0f}** tokens of the tower (median; narrowest {breadth.min():.0f}, broadest {breadth.max():.0f} of 577). How alike are two queries? The median cosine of two rows is
+{likeness.median():.2f} (1: they look alike). The {KEEP} queries have their strongest patch at {len(provenance.anchor.unique())} different places, and {100 * rows[:, 0].mean():.1f} % of the attention goes to CLS.
 """)
 
 # %% [slide]
