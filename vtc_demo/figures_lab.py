@@ -63,7 +63,10 @@ def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.
     is no bar where nothing was measured."""
     figure, rows = go.Figure(), rows[::-1]  # the first on top
     timed = [(i, *row) for i, row in enumerate(rows) if row[1][total] is not None]
-    longest = max((max(ms[total]["median"], expected[total]) for _, _, ms, expected, _ in timed), default=1.0)
+    ends = {  # of the longer bar: stages' medians, whose sum need not be the median of the sums
+        i: max(sum(ms[stage]["median"] for stage in stages), expected[total]) for i, _, ms, expected, _ in timed
+    }
+    longest = max(ends.values(), default=1.0)
     unit, scale = ("seconds", 1e-3) if longest >= 1000 else ("milliseconds", 1.0)
     for stage, (name, hue) in stages.items():
         for measured in (True, False):
@@ -85,11 +88,10 @@ def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
             )
-    for i, _, ms, expected, ratio in timed:
-        end = max(ms[total]["median"], expected[total]) * scale
+    for i, _, ms, _, ratio in timed:
         text = f"<b>{duration(ms[total]['median'])}</b>"
         text += "" if ratio is None or ratio["median"] == 1 else f" · {ratio['median']:.2f}×"
-        figure.add_annotation(x=end, y=i + 0.1, text=text, showarrow=False, xanchor="left", xshift=6)
+        figure.add_annotation(x=ends[i] * scale, y=i + 0.1, text=text, showarrow=False, xanchor="left", xshift=6)
     for i, row in enumerate(rows):
         if row[1][total] is None:
             figure.add_annotation(x=0, y=i, text=missing, showarrow=False, xanchor="left", xshift=6)
