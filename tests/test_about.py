@@ -1,5 +1,6 @@
 """The tab About: its table is computed, its snippet runs, its endpoints are those there are."""
 
+import base64
 import re
 
 import pytest
@@ -34,6 +35,13 @@ def test_records_are_told_with_their_date():
     table = about.records()
     assert "| `embedded_accuracy.json` | 2000 questions | 2026-" in table
     assert all(f"`{file.name}`" in table for file in about.RECORDS.glob("*.json*"))
+
+
+def test_the_course_of_the_zoo_is_the_picture(tmp_path):
+    (tmp_path / "x.svg").write_text("<svg>\u00d7</svg>", encoding="utf-8")
+    html = about.course(tmp_path / "x.svg")
+    assert base64.b64decode(re.search(r'base64,([^"]+)"', html)[1]).decode() == "<svg>\u00d7</svg>"
+    assert re.search(r'alt="[^"]*steps of training', html)
 
 
 def test_the_endpoints_are_those_that_are_told(url):
