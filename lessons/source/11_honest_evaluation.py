@@ -293,7 +293,7 @@ kit.table([[title[name], *cells(row)] for name, row in pair.items()], ["192 toke
 change = {kind: pair[near]["kinds"][kind]["accuracy"] - pair["random"]["kinds"][kind]["accuracy"] for kind in KINDS}
 most, least = max(change, key=change.get), min(change, key=change.get)
 say(f"""
-In the mean {title[near]} and Random are **{100 * (pair[near]["all"]["accuracy"] - pair["random"]["all"]["accuracy"]):+.1f} points** apart. By kind: {100 * change[most]:+.0f} points on *{most}*, {100 * change[least]:+.0f} on *{least}*
+In the mean {title[near]} and Random are **{100 * (pair[near]["all"]["accuracy"] - pair["random"]["all"]["accuracy"]):+.1f} points** apart. By kind: {100 * change[most]:+.0f} points on *{most}*, {100 * change[least]:+.0f} on *{least}*, {100 * change["counting"]:+.0f} on *counting*
 ({pair[near]["kinds"][least]["n"]} questions each). Whether the two are "on a par" depends on what is asked.
 """)
 
@@ -413,7 +413,7 @@ whole = {kind: [right for evidence, right in graded(kind) if evidence >= 0.999] 
 fields = {kind: (v[1][0], v[1].max(), v[0][v[1].argmax()]) for kind, v in curves.items()}
 say(f"""
 With no evidence left {100 * np.mean(none):.0f} % of {len(none)} answers are right; compare with the first row of section 1. *Reading* goes from {fields["reading"][0]:.0f} % to
-{fields["reading"][1]:.0f} %, reached in the bin at {fields["reading"][2]:.0f} % evidence; *counting* has its best bin ({fields["counting"][1]:.0f} %) at {fields["counting"][2]:.0f} %. With all of the text's patches kept {100 * (1 - np.mean(whole["reading"])):.0f} % of the readings are still wrong.
+{fields["reading"][1]:.0f} %, reached in the bin at {fields["reading"][2]:.0f} % evidence; *counting* has its best bin ({fields["counting"][1]:.0f} %) at {fields["counting"][2]:.0f} % evidence, and {curves["counting"][1][-1]:.0f} % in its last. With all of the text's patches kept {100 * (1 - np.mean(whole["reading"])):.0f} % of the readings are still wrong.
 
 Careful: this is what goes together in the record, not what causes what. The bins hold different methods, budgets and questions.
 """)
@@ -603,6 +603,7 @@ chart.add_scatter(
         "symmetric": False,
         "array": [100 * (m["high"] - m["mean"]) for m in minus.values()],
         "arrayminus": [100 * (m["mean"] - m["low"]) for m in minus.values()],
+        "color": "#94a3b8",
     },
     mode="markers",
     marker={"size": 10, "color": ["#6b7a8f" if name in BLIND else "#2563a8" for name in minus]},
@@ -928,9 +929,11 @@ for column, value in enumerate(axes.values(), 1):
 kit.figures.layout(chart, "Right answers over three measures of cost", height=400)
 chart.update_layout(legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"}, margin_t=95)
 for column, label in enumerate(axes, 1):
-    chart.update_xaxes(title=label, gridcolor="#e3e8ef", row=1, col=column)
-chart.update_yaxes(title="right answers, %", rangemode="tozero", gridcolor="#e3e8ef", col=1)
-chart.update_yaxes(rangemode="tozero", gridcolor="#e3e8ef")
+    chart.update_xaxes(title=label, col=column)
+chart.update_yaxes(title="right answers, %", col=1)
+plain_axis = {"rangemode": "tozero", "gridcolor": "#e3e8ef", "zerolinecolor": "#c3ccd8", "tickcolor": "#c3ccd8"}
+chart.update_xaxes(ticks="outside", **plain_axis)
+chart.update_yaxes(**plain_axis)
 
 # %%
 price = rows["random", 288]["flops"]
