@@ -19,6 +19,8 @@
 # - No code is public. This lesson keeps apart what is known and what was chosen here.
 
 # %%
+import copy
+
 import torch
 from torch import nn
 
@@ -214,18 +216,39 @@ counts = torch.bincount(chosen, minlength=3).tolist()
 assert m == sum(n * 16 // s**2 for n, s in zip(counts, SCALES))
 say(f"""
 The same tokens as the package's. The trained router gives **{counts[0]}** of the 36 windows 16 tokens, **{counts[1]}** windows 4 and **{counts[2]}** windows one: **{m}** tokens enter the decoder.
+{"One scale for every window: on this picture the trained sampler is plain max pooling." if max(counts) == 36 else ""}
 """)
+
+# %% [markdown]
+# A router that uses one scale alone would leave two thirds of this code untested. So compare once more with a router of **random weights**, its bias set so that no scale is preferred on average. Whatever the trained one does, this one mixes.
+
+# %%
+torch.manual_seed(0)
+free, package = copy.deepcopy(sampler), copy.deepcopy(fitted.connector)
+free.router = nn.Linear(C, 3)
+with torch.no_grad():
+    free.router.bias.copy_(-free.router.weight @ windows.mean((0, 1)))
+package.load_state_dict(free.state_dict())
+with torch.inference_mode():
+    ours, _, mixed_up = free(patches)
+    assert torch.allclose(ours, package(features[None], (24, 24), 0).tokens[0], atol=1e-5 * ours.abs().max().item())
+mixture = torch.bincount(mixed_up, minlength=3).tolist()
+assert sum(n > 0 for n in mixture) > 1
+say(
+    f"With random weights: {mixture[0]}, {mixture[1]} and {mixture[2]} windows at the three scales, {len(ours)} tokens, again the package's."
+)
 
 # %% [slide]
 # ## What the router decided
 #
-# Left: tokens for each window (square root). Others: the gates of the finest and the coarsest scale, each on its own colour scale.
+# Tokens for each window (square root) and the gate of the coarsest scale, each on its own colour scale. Right: a router with random weights.
 
 # %% slide
-per_patch = torch.empty(576, 3)
 given = torch.tensor([16 / s**2 for s in SCALES])  # tokens of a window at each scale
-per_patch[members] = torch.cat([given[chosen].sqrt()[:, None], gate[:, [0, 2]]], 1)[:, None].expand(36, 16, 3)
-titles = ["tokens for each window", "gate of scale 1 (16 tokens)", "gate of scale 4 (one token)"]
+maps = torch.stack([given[chosen].sqrt(), gate[:, 2], given[mixed_up].sqrt()], 1)  # [36, 3]
+per_patch = torch.empty(576, 3)
+per_patch[members] = maps[:, None].expand(36, 16, 3)
+titles = ["trained: tokens for each window", "trained: gate of scale 4", "random weights: tokens"]
 kit.heat(scene.image, dict(zip(titles, per_patch.T)), title="The router's decision, window by window")
 
 # %% [markdown]
@@ -254,16 +277,19 @@ rich, poor = spent(sampler.router)
 torch.manual_seed(0)
 blind = [rich / poor for rich, poor in (spent(nn.Linear(C, 3)) for _ in range(40))]
 ratio, above = rich / poor, sum(rich / poor > x for x in blind)
-verdict = (
-    "More where there is something to see, as the idea promises"
-    if ratio > 1.1
-    else "Less where there is something to see: not what the idea promises"
-    if ratio < 0.9
-    else "Hardly a difference"
-)
+with torch.inference_mode():
+    used = len(sampler.router(means).argmax(-1).unique())  # scales on all 16 pictures
+if used == 1:
+    verdict = "Every window of all these pictures gets the same scale: this router has **collapsed**, in spite of a balance loss in its training. Then FocusLLaVA is pooling with a fixed window"
+elif ratio > 1.1:
+    chance = "chance alone seldom does as much" if above >= 38 else "chance alone does as much now and then"
+    verdict = f"More where there is something to see, as the idea promises. Of 40 routers with random weights, {above} have a smaller ratio: {chance}"
+elif ratio < 0.9:
+    verdict = "Less where there is something to see: not what the idea promises"
+else:
+    verdict = "Hardly a difference: not what the idea promises"
 say(f"""
 On 16 held-out pictures, windows with an object in them get **{rich:.1f}** tokens on average ({int(shows.sum())} windows), empty ones **{poor:.1f}** ({int((~shows).sum())} windows). {verdict}.
-Of 40 routers with random weights, {above} have a smaller ratio than this one; {"chance alone seldom does as much" if above >= 38 else "chance alone does as much now and then, so this ratio does not show that anything was learned"}.
 """)
 
 # %% [markdown]
@@ -350,9 +376,10 @@ def balance(gate, chosen, weight=0.01):
 # %%
 with torch.inference_mode():
     several = torch.stack([encode(vtc.world.sample(seed).image) for seed in (2, 3, 4)])
-    batch = fitted.connector(several, (24, 24), 0)
+    batch = package(several, (24, 24), 0)  # with the random router, whose counts differ
     for f, tokens, real in zip(several, batch.tokens, batch.present):
-        assert torch.allclose(tokens[real], sampler(f[1:])[0], atol=1e-4)
+        alone = free(f[1:])[0]
+        assert torch.allclose(tokens[real], alone, atol=1e-4 * alone.abs().max().item())
 lengths = batch.present.sum(1).tolist()
 say(
     f"Three pictures: {lengths} tokens, packed in a tensor of {tuple(batch.tokens.shape)}. Each is what it would be alone."
@@ -466,7 +493,7 @@ def question_scores(q, k, asked, visual):
 #
 # $$ n_i = \operatorname{round}\!\big( m \, (F / m)^{\,i/3} \big), \qquad i = 0 \dots 3 $$
 #
-# If no more than $F$ tokens entered, nothing is dropped. This rule is a choice of ours. In training $F$ was drawn anew for each step, so that one set of weights serves the whole slider.
+# If no more than $F$ tokens entered, nothing is dropped. This rule is a choice of ours. In training $F$ was drawn anew for each step, from 36 to 576, so that one set of weights serves the whole slider.
 
 # %% [exercise] difficulty=easy minutes=5
 # Write the schedule. Cuts come before layers $\lfloor L/4 \rfloor$, $\lfloor L/2 \rfloor$ and $\lfloor 3L/4 \rfloor$ of $L$.
@@ -557,6 +584,7 @@ common = len(set(kept[colour].tolist()) & set(kept[thing].tolist()))
 assert torch.equal(runs[colour].trace.steps[0].reduction.dense(), runs[thing].trace.steps[0].reduction.dense())
 say(f"""
 By hand and by the package: the same {FINAL} survivors, the same first token. For both questions the same {m} tokens enter, since the router has not read them; of the {FINAL} that are left, **{common}** are the same.
+{"Only 36 tokens enter, the least that the budget could be in training. A router like this one leaves the second sampler nothing to do there, so the decoder has not learned with such cuts." if m == 36 else ""}
 """)
 
 # %% [slide]
@@ -622,7 +650,7 @@ So the decoder is used a little differently from how it was trained. How much ac
 # The fair reference is `llava-mlp`: LLaVA's own projector, trained from scratch under the same recipe, on the same tower and data, for as many steps. And `trained-pool` at the same mean number of tokens per layer: an even grid that asks neither router nor question.
 
 # %%
-own = vtc.run(vlm, scene.image, colour.text, method="focusllava")
+own = vtc.run(vlm, scene.image, colour.text, method="focusllava", retention=0.05)
 mean = own.trace.equivalent_tokens
 even = vtc.compare(vlm, scene.image, colour.text, ["trained-pool"], match="equivalent tokens", target=mean).runs[0]
 reference = vtc.run(vlm, scene.image, colour.text, method="llava-mlp")
@@ -644,37 +672,41 @@ tower_width, decoder_width = 1024, 4096  # LLaVA-1.5-7B
 projector = tower_width * decoder_width + decoder_width**2
 ranking = own.flops["compression"]
 say(f"""
-The sampler costs {own.flops["projector"] / 1e6:.2f} MFLOPs, of which the router {100 * routed / own.flops["projector"]:.2g} %. LLaVA's projector costs {reference.flops["projector"] / 1e6:.2f}: it runs on every patch. {f"Ranking by the question costs {ranking / 1e6:.2f} MFLOPs" if ranking else "No more than the budget entered, so nothing was ranked"}.
+The sampler costs {own.flops["projector"] / 1e6:.2f} MFLOPs, of which the router {100 * routed / own.flops["projector"]:.2g} %. LLaVA's projector costs {reference.flops["projector"] / 1e6:.2f}: it runs on every patch. Ranking by the question costs {ranking / 1e6:.2f} MFLOPs.
 In parameters the sampler is the dearer: three experts, in a 7B model {3 * projector / 1e6:.0f} M instead of {projector / 1e6:.0f} M.
 """)
 
 # %%
 from vtc_demo.evaluation.intervals import wilson
 
-tally = {"llava-mlp": [], "focusllava": [], "trained-pool": []}
+FOCUS, CUT, POOL = "focusllava", "focusllava, 29 at the end", "trained-pool"
+tally = {name: [] for name in ("llava-mlp", FOCUS, CUT, POOL)}
 tokens = {name: [] for name in tally}
 for seed in range(8):
     one = vtc.world.sample(seed, split="eval")
     for question in one.questions[:4]:
-        retention = 1.0
+        spent_by = {}
         for name in tally:
-            method = {"method": name} if name != "trained-pool" else {"method": name, "retention": retention}
+            method = {"method": name.partition(",")[0]}
+            if name == CUT:
+                method |= {"retention": 0.05}
+            if name == POOL:  # as many per layer as FocusLLaVA had
+                method |= {"retention": spent_by[FOCUS] / 576}
             run = vtc.run(vlm, one.image, question.text, method)
-            if name == "focusllava":
-                retention = run.trace.equivalent_tokens / 576
+            spent_by[name] = run.trace.equivalent_tokens
             tally[name].append(run.answer == question.answer)
-            tokens[name].append(run.trace.equivalent_tokens)
-asked_in_all = len(tally["focusllava"])
+            tokens[name].append(spent_by[name])
+asked_in_all = len(tally[FOCUS])
 rows = []
 for name, hits in tally.items():
     low, high = wilson(sum(hits), len(hits))
     mean_tokens = sum(tokens[name]) / len(hits)
     rows.append([name, f"{mean_tokens:.0f}", f"{sum(hits)} of {len(hits)}", f"{100 * low:.0f} to {100 * high:.0f} %"])
 kit.table(rows, ["method", "tokens per layer, mean", "right", "95 % interval"])
-a, b = (wilson(sum(tally[name]), asked_in_all) for name in ("focusllava", "trained-pool"))
+a, b = (wilson(sum(tally[name]), asked_in_all) for name in (FOCUS, POOL))
 apart = a[0] > b[1] or b[0] > a[1]
 say(f"""
-{asked_in_all} questions on 8 held-out pictures. {"The intervals of the two compressed ones lie apart." if apart else "The intervals of the two compressed ones overlap: so few questions do not tell them apart."}
+{asked_in_all} questions on 8 held-out pictures. {"The intervals of FocusLLaVA and the even grid lie apart." if apart else "The intervals of FocusLLaVA and the even grid overlap: so few questions do not tell them apart."}
 For more, run `python -m vtc_demo sweep focusllava trained-pool llava-mlp`.
 """)
 
