@@ -15,7 +15,7 @@
 # ## What if no token stands for the picture?
 #
 # - All other lessons make the sequence shorter. VLoRA leaves the picture **out of the sequence**.
-# - A generator turns the picture into small changes of the decoder's **weights**. Then the decoder reads the question alone.
+# - A generator turns the picture into low-rank changes of the decoder's **weights**. Then the decoder reads the question alone.
 # - Prefill and cache are those of a dozen words. What does it cost, and does the model still see?
 
 # %%
@@ -340,11 +340,11 @@ with torch.inference_mode():
             assert (energy[R:] <= 1e-6 * energy[0]).all()  # the rank is at most r
             peak[i, k] = energy[0] / energy.sum().clamp(min=1e-30)
 say(f"""
-Size: {100 * size.min():.2g} to {100 * size.max():.2g} % of the matrix. Share of the strongest direction: {100 * peak.min():.0f} to {100 * peak.max():.0f} %, on average {100 * peak.mean():.0f} % (all alike: {100 / R:.1f} %). The other {D - R} of {D} directions are exactly zero.
+Size: {100 * size.min():.0f} to {100 * size.max():.0f} % of the matrix's norm. Share of the strongest direction: {100 * peak.min():.0f} to {100 * peak.max():.0f} %, on average {100 * peak.mean():.0f} % (all alike: {100 / R:.1f} %). The other {D - R} of {D} directions are exactly zero.
 """)
 
 # %% [slide]
-# ## How far the picture moves the weights
+# ## How large the updates are
 #
 # Norm of the update as a share of the matrix. Rows: q, k, v, o. Columns: the decoder's layers.
 
