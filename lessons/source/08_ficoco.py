@@ -17,7 +17,7 @@
 # - **Filter**: which tokens are redundant?
 # - **Correlate**: to which of the others does each of them belong?
 # - **Compress**: fold its content into them.
-# - Every published reduction answers these three questions, and its answer is a matrix **R**.
+# - A reduction answers these three questions in one way or another, and its answer is a matrix **R**.
 
 # %%
 import json

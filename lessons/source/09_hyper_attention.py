@@ -14,7 +14,7 @@
 # %% [slide]
 # ## Compress to zero
 #
-# - All lessons so far made the visual sequence shorter. Here it has length **zero**: no visual token stands among the words.
+# - Most methods make the visual sequence shorter. Here it has length **zero**: no visual token stands among the words.
 # - In a few layers the words' own queries **also read the picture**: every patch, nothing dropped, nothing merged.
 # - What is compressed is not the picture. It is the number of layers that work on it.
 
@@ -525,7 +525,7 @@ ordinary = lm.layers[0](
     position_embeddings=lm.rotary_emb(sequence[None], position[None]),
 )[0]
 torch.testing.assert_close(shared, torch.cat([ordinary[:place], ordinary[place + 576 :]]), atol=1e-3, rtol=1e-3)
-say("With shared projections, layer 0 gives the words exactly what concatenation gives them.")
+say("With shared projections, layer 0 gives the words what concatenation gives them.")
 
 # %% [markdown]
 # So the fused version differs from concatenation in three points: keys and values of the picture have projections of their own; all patches stand at one position; and the patches stay **as they came**. In a sequence each layer rewrites them, and the words of layer 4 read what layer 3 made of them.
@@ -694,8 +694,8 @@ kit.lines(
     },
     "pictures",
     "TFLOPs of the prefill",
-    "Decoder of the size of mPLUG-Owl3 (counted)",
-)
+    "Decoder of the size of mPLUG-Owl3 (counted, both axes logarithmic)",
+).update_xaxes(type="log", tickvals=several).update_yaxes(type="log", tickvals=[1, 2, 5, 10, 20, 50, 100, 200, 500])
 
 # %%
 reach = next(
