@@ -76,7 +76,7 @@ def body(lesson: Lesson, kind: Kind) -> list:
         nonlocal waiting
         if waiting is not None and kind == "student":
             text = f"```python\n{source.solved(waiting)}\n```"
-            out.append(markdown(f"solution-{exercise}", details(words["solution"], text)))
+            out.append(markdown(f"solved-{exercise}", details(words["solution"], text)))
         waiting = None
 
     for index, cell in enumerate(lesson.cells):

@@ -18,7 +18,7 @@ from .base import RECIPE, Connected, Connector, Trained, blocks
 from .decoder import states
 
 WINDOW, SCALES = 4, (1, 2, 4)
-BALANCE = 0.01  # weight of the load-balance loss
+BALANCE = 0.1  # weight of the load-balance loss; with 0.01 every window went to one scale
 
 
 @cache

@@ -121,7 +121,7 @@ class VLoRA(Trained):
         name="vlora",
         title="VLoRA",
         family="weights instead of tokens",
-        summary="The picture is turned into small changes of the language model's weights; no token stands for it.",
+        summary="The picture is turned into low-rank changes of the language model's weights; no token stands for it.",
         sites=("projector",),
         faithfulness="in the style of",
         paper="arXiv 2405.20339",
