@@ -461,7 +461,7 @@ The package's provenance leaves this part out and scales the rest to add up to 1
 """)
 
 # %% [markdown]
-# Side by side, as they are here. The work is counted in FLOPs for 64 tokens of 576 patches. *Reading* is the share of it that goes into keys and values of the picture, which is nearly the same for any $K$: asking for fewer tokens hardly makes a connector cheaper.
+# Side by side, as they are here. The work is counted in FLOPs for 64 tokens of 576 patches. *Reading* is the share of it that goes into keys and values of the picture, which is the same for any $K$: a quarter of the tokens costs more than a quarter of the work.
 
 # %%
 counts = []
@@ -922,7 +922,7 @@ for name in ("q-former", "perceiver-resampler", "gated-cross-attention"):
 # %% [slide]
 # ## Take home
 #
-# - K learned queries make K tokens of **any** number of patches; they see a set, not a grid. Keys and values of the picture are most of their cost.
+# - K learned queries make K tokens of **any** number of patches; they see a set, not a grid. Keys and values of the picture cost the same for any K.
 # - Their provenance is **soft**: a map of attention says what was read, not what it changed. Test it by covering.
 # - A gate at zero leaves the language model **exactly** as it was, and is the only thing that learns in the first step.
 # - Beside the sequence: short prefill, small cache, dearer words.
