@@ -79,8 +79,8 @@ def markdown(courses: dict[str, Course]) -> str:
         steps = " / ".join(str(entry["step"]) for entry in entries)
         lines.append([title(name), steps, " / ".join(f"{entry['loss']:.2f}" for entry in entries), *cells])
     note = (
-        "Steps are counted through; percent of answer words that are right in the batches since the entry before, at "
-        "the budgets that training drew: not held-out, and not the accuracy of whole answers."
+        "Steps are counted through; percent of whole answers that are right, each word given those before it, in the "
+        "batches since the entry before and at the budgets that training drew: not held-out."
     )
     return f"{table(['method', 'steps', 'loss', *world.KINDS], lines)}\n\n{note}"
 
@@ -110,7 +110,7 @@ def picture(courses: dict[str, Course]) -> str:
     )
 
 
-ALT = "Percent of answer words that are right over the steps of training, a panel per method, a curve per kind"
+ALT = "Percent of answers that are right over the steps of training, a panel per method, a curve per kind"
 
 
 def _legend(courses: dict[str, Course]) -> str:

@@ -74,8 +74,7 @@ ZOO = """
 Connectors and reworks of the attention need weights of their own. Those here are trained under one recipe on the
 embedded model's vision tower, so that only the connector differs. Their few hundred steps stand beside methods without
 training that run on weights trained far longer: the accuracies on their cards are no verdict on a design.
-`docs/zoo.md` has the tables. The curves below: answer words that are right in training, in percent, by kind of
-question.
+`docs/zoo.md` has the tables. The curves below: answers that are right in training, in percent, by kind of question.
 """
 
 SNIPPET = """
