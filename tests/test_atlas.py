@@ -224,8 +224,8 @@ def test_a_row_tells_all_and_links_leave_in_a_new_tab(page):
     links = {a.get_attribute("href"): a for a in row.locator(".links a").all()}
     assert set(links) == {"https://arxiv.org/abs/2411.10803", "https://github.com/liuting20/MustDrop"}
     assert all(a.get_attribute("target") == "_blank" and "noopener" in a.get_attribute("rel") for a in links.values())
-    page.get_by_role("button", name="BLIP-2 Q-Former", exact=True).click()
-    expect(page.get_by_text(atlas.why_not(PAPERS["q-former"]))).to_be_visible()
+    page.get_by_role("button", name="ToMe", exact=True).click()
+    expect(page.get_by_text(atlas.why_not(PAPERS["tome"]))).to_be_visible()
     expect(row.get_by_text(PAPERS["mustdrop"].claim)).to_be_hidden()  # one is open at a time
 
 
