@@ -1,5 +1,6 @@
 """The zoo from two training steps to an answer: recipe, weights on disk, the engine, counts and bytes, refusals."""
 
+import copy
 import dataclasses
 import json
 
@@ -159,18 +160,19 @@ def test_the_engine_equals_the_whole_sequence_anew(vlm, name):
 @each
 @torch.no_grad()
 def test_training_sees_what_the_engine_computes(vlm, trained, name):
-    """The first question of a pack, against the same question alone."""
+    """The first question of a pack, against the same question alone. In float64: changed weights amplify rounding."""
     chosen = method(name, retention=1.0) if name == "focusllava" else method(name)
-    fitted = awake(vlm, chosen)
+    fitted = copy.deepcopy(awake(vlm, chosen))
+    fitted.connector.double(), fitted.model.double()
     item = zoo.CachedPictures(0, 2, trained[0] / f"features-{IMAGES}", IMAGES, 128)
     batch = {k: torch.stack([torch.as_tensor(item[i][k]) for i in range(2)]) for k in item[0]}
     prefix = vlm.tokenizer.encode("user:")
     objective = zoo.ZooObjective(fitted.connector, fitted.model, prefix)
-    made = fitted.connector(batch["features"].float(), (GRID, GRID), chosen.keep(N), **chosen.options())
+    made = fitted.connector(batch["features"].double(), (GRID, GRID), chosen.keep(N), **chosen.options())
     packed = objective.decode(made, batch, N)
     for row, number in ((0, 0), (1, 2)):
         words = batch["block"][row] == number
-        features = batch["features"][row : row + 1].float()
+        features = batch["features"][row : row + 1].double()
         alone = hidden(fitted, chosen, features, prefix, batch["ids"][row, words].tolist())
         torch.testing.assert_close(packed[row, words], alone, atol=2e-4, rtol=1e-3)
 
@@ -222,6 +224,18 @@ def test_flops_are_those_that_the_counter_sees(vlm, name):
     assert run.flops["total"] == mode.get_total_flops() - masked * 2 * 2 * spec.heads * spec.head_dim
     assert run.flops["total"] == sum(v for k, v in run.flops.items() if k != "total")
     assert run.flops["projector"] > 0
+
+
+@pytest.fixture(scope="module")
+def half():
+    return vtc.load_vlm("embedded", device="cpu", dtype="bfloat16")
+
+
+@each
+def test_bfloat16_runs(half, name):
+    """No part of a method insists on float32."""
+    run = answer(half, method(name))
+    assert len(run.token_ids) == 1 and run.kv_bytes > 0
 
 
 @each

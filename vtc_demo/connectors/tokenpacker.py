@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -42,7 +41,7 @@ class PackerConnector(Connector):
         side, patches = region_side(grid, budget), features[:, 1:]  # [B, n, C]
         members = blocks(grid, side, features.device)  # [m, s * s]
         read, weights = self.inject(self.points(patches, grid, side), patches, members)
-        share = torch.zeros(*read.shape[:2], features.shape[1], device=features.device)
+        share = weights.new_zeros(*read.shape[:2], features.shape[1])
         share.scatter_(2, (1 + members).expand(len(read), -1, -1), weights)  # [B, m, 1 + n]
         anchor = (1 + members).expand(len(read), -1, -1).gather(2, weights.argmax(-1, keepdim=True))[..., 0]
         return Connected(self.mlp(self.o_proj(read)), anchor, share, soft=True)
