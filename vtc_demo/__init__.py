@@ -20,15 +20,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 _FUNCTIONS = {
     "list_methods": "methods",
     "load_vlm": "models",
+    "compile_vlm": "compiled",
     "load_rgb": "images",
     "run": "compare",
     "compare_events": "compare",
     "Chat": "chat",
 }
-_MODULES = ("compare", "cost", "engine", "images", "measure", "methods", "models", "tokens", "world")
+_MODULES = ("compare", "compiled", "cost", "engine", "images", "measure", "methods", "models", "tokens", "world")
 __all__ = [
-    "Chat", "compare", "compare_events", "cost", "list_methods", "load_rgb", "load_vlm", "measure", "methods", "run",
-    "world",
+    "Chat", "compare", "compare_events", "compile_vlm", "cost", "list_methods", "load_rgb", "load_vlm", "measure",
+    "methods", "run", "world",
 ]  # fmt: skip
 
 

@@ -15,13 +15,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from . import cost, engine, measure, methods, models, references, world
+from . import compiled, cost, engine, measure, methods, models, references, world
 from .images import load_rgb
 from .matching import fixed
 from .methods.base import Method
@@ -31,6 +31,7 @@ from .results import Run
 TOKENS = (192, 128, 64)
 BEFORE_PREFILL = {"preprocess": "preprocessing", "vision": "the vision tower", "projector": "the projector"}
 STAGES = (*BEFORE_PREFILL, "compression", "prefill", "ttft", "decode_per_token")
+COMPILED = ("prefill", "decode_per_token", "ttft", "wall")
 SLACK = 0.95  # ratios within 5 % of one another need no explanation
 
 Times = dict[str, float]  # milliseconds by name
@@ -139,6 +140,20 @@ class Bench:
             "ratios": {name: paired(other, mine, name) for name in ("vision", "prefill", "ttft", "wall")},
             "peak_bytes": peaks[0],
             "reference_peak_bytes": peaks[1],
+        }
+
+    def against_compiled(self, method: Method, twin: Bench) -> dict:
+        """One method beside itself with compiled decoder layers: times, ratios as is / compiled, seconds of the first
+        compiled pass, which is the one that compiles what is not compiled yet."""
+        first = twin.run(method)[0]["wall"] / 1000
+        plain, fused = pairs(lambda: self.run(method), lambda: twin.run(method), self.warmups, self.repeats)
+        before, after = [times for times, _ in plain], [times for times, _ in fused]
+        return {
+            "same_answer": all(a.token_ids == b.token_ids for (_, a), (_, b) in zip(plain, fused)),
+            "first_seconds": first,
+            "ms": spreads(before),
+            "compiled_ms": spreads(after),
+            "ratios": {name: paired(before, after, name) for name in COMPILED},
         }
 
     def expected(self, whole: Run, run: Run, machine: dict[str, float]) -> float:
@@ -277,14 +292,24 @@ def peak_bytes(work: Callable, device: torch.device) -> int:
 
 # -- the whole ------------------------------------------------------------------------------------------------------
 def bench(
-    vlm: VLM, image, question: str, names=None, tokens=TOKENS, *, with_references=False, progress=None, **options
+    vlm: VLM,
+    image,
+    question: str,
+    names=None,
+    tokens=TOKENS,
+    *,
+    with_references=False,
+    with_compiled=False,
+    progress=None,
+    **options,
 ) -> dict:
     """A JSON-ready record. names: methods (default: all that suit the model); tokens: budgets, visual tokens that each
     method is to leave.
 
-    with_references: also beside the references of `vtc_demo.references`, where a method has one. options: new_tokens,
-    warmups, repeats. A method that the model does not suit has a row with `error`. progress: is called with a line
-    before each part. Raises ValueError for a bad argument, and for a trained connector on any model but the embedded.
+    with_references: also beside the references of `vtc_demo.references`, where a method has one. with_compiled: also
+    beside the same model with compiled decoder layers. options: new_tokens, warmups, repeats. A method that the model
+    does not suit has a row with `error`. progress: is called with a line before each part. Raises ValueError for a bad
+    argument, and for a trained connector on any model but the embedded.
     """
     job = Bench(vlm, load_rgb(image), vlm.check_question(question), **options)
     for name in names or ():
@@ -313,6 +338,12 @@ def bench(
         for budget, method in (column for column in columns if column[1].card.name in references.NAMES):
             progress(f"{method.card.name} at {budget} tokens beside its reference")
             record["references"].append(attempt(budget, method, job.against_reference))
+    if with_compiled:
+        progress("compiled layers")
+        twin, record["compiled"] = replace(job, vlm=compiled.compile_vlm(vlm)), []
+        for budget, method in [(vlm.shape.patches, job.full), *columns]:
+            progress(f"{method.card.name} at {budget} tokens beside its compiled layers")
+            record["compiled"].append(attempt(budget, method, lambda m: job.against_compiled(m, twin)))
     return record
 
 
@@ -349,6 +380,8 @@ def table(record: dict) -> str:
         parts[1:1] = [time_lines(record, done), ratio_lines(record, done), why]
     if record.get("references"):
         parts[-2:-2] = [reference_lines(record["references"])]
+    if record.get("compiled"):
+        parts[-2:-2] = [compiled_lines(record["compiled"])]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
@@ -416,6 +449,20 @@ def reference_lines(rows: list[dict]) -> list[str]:
     return lines
 
 
+def compiled_lines(rows: list[dict]) -> list[str]:
+    """Ratios of the decoder's layers as they are over the same layers compiled."""
+    heads = "".join(f"{name.replace('_per_token', ''):>14}" for name in COMPILED)
+    lines = [f"{'as is / compiled':<26}{heads}{'first pass, s':>16}{'same':>6}"]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"{label(row)}: not run. {row['error']}")
+            continue
+        shown = "".join(f"{cell(row['ratios'][name], 2):>14}" for name in COMPILED)
+        same = "yes" if row["same_answer"] else "NO"
+        lines.append(f"{label(row):<26}{shown}{row['first_seconds']:>16.1f}{same:>6}")
+    return lines
+
+
 def notes(record: dict) -> list[str]:
     e = record["environment"]
     lines = [
@@ -443,6 +490,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--references", action="store_true", help="also beside the way of released codes, where a method has one"
     )
+    parser.add_argument("--compile", action="store_true", help="also with decoder layers compiled by torch.compile")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--new-tokens", type=int, default=8, metavar="N", help="answer length (default: 8)")
     parser.add_argument("--warmups", type=int, default=2, help="passes not counted (default: 2)")
@@ -466,7 +514,7 @@ def main(argv: list[str] | None = None) -> int:
         vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
         scene = world.sample(seed=args.scene)
         options = {"new_tokens": args.new_tokens, "warmups": args.warmups, "repeats": args.repeats}
-        options["with_references"] = args.references
+        options |= {"with_references": args.references, "with_compiled": args.compile}
         picture = scene.image, scene.questions[0].text
         record = bench(vlm, *picture, args.methods, args.tokens, progress=tell, **options)
     finally:

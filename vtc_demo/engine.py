@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from . import cost
+from . import compiled, cost
 from .attention import DecoderHalves, DecoderProbe, EncoderHalves, EncoderProbe
 from .connectors import store
 from .connectors.base import Connector, Held
@@ -548,10 +548,12 @@ class Pass:
         return Prefilled(held_beside, cache, positions, token, text, fed, cached)
 
     def _layer(self, k: int, layer, h: Tensor, held: Held, sees: Tensor | None, **how) -> Tensor:
-        """Decoder layer k, by way of the connector if there is one."""
-        if self.connector is None:
-            return layer(h, **how)
-        return self.connector.run(k, layer, h, held, sees, **how)
+        """Decoder layer k: by way of the connector if there is one, or compiled if the model is."""
+        if self.connector is not None:
+            return self.connector.run(k, layer, h, held, sees, **how)
+        if self.vlm.compiled is not None:
+            return compiled.run(self.vlm.compiled, k, layer, h, **how)
+        return layer(h, **how)
 
     def _evict(self, cache: DynamicCache, held: list[tuple], alive: Tensor, reduction: Reduction) -> None:
         """Remove the dropped visual tokens from every layer's cache. held [layers]: the visual tokens that each holds,

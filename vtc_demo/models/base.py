@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -160,7 +161,7 @@ class VLM:
     """A loaded model: weights, processor and the adapter of its family. The engine never changes it.
 
     `recent` holds the vision pass of the last image (see engine); it is replaced, never altered, so that threads may
-    share a VLM.
+    share a VLM. `compiled` runs the decoder's layers if set (see `vtc_demo.compiled`).
     """
 
     model: Any
@@ -169,6 +170,7 @@ class VLM:
     name: str
     recent: Any = field(default=None, repr=False)
     warm: bool = field(default=False, repr=False)
+    compiled: Callable | None = field(default=None, repr=False)
 
     def __post_init__(self):
         self.model.eval()
