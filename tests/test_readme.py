@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compiler
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +82,8 @@ def test_app_commands_are_understood(command, folder):
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python -m vtc_demo")])
 def test_shell_commands_run(command, folder):
     args = shlex.split(command)[1:]
+    if "--compile" in args:
+        compiler.demand()
     out = run(args, folder)
     assert out.strip()
     if "--json" in args:

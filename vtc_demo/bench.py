@@ -317,6 +317,7 @@ def bench(
     names = names or [card.name for card in methods.suiting(vlm.name) if card.name != "full"]
     columns = [column for name in names for column in at_budgets(name, tokens, vlm.shape.patches)]
     progress = progress or (lambda line: None)
+    twin = replace(job, vlm=compiled.compile_vlm(vlm)) if with_compiled else None  # first, lest it fail at the end
     environment = measure.surroundings(vlm.device, vlm.dtype)
     progress("generate")
     record = {
@@ -338,9 +339,8 @@ def bench(
         for budget, method in (column for column in columns if column[1].card.name in references.NAMES):
             progress(f"{method.card.name} at {budget} tokens beside its reference")
             record["references"].append(attempt(budget, method, job.against_reference))
-    if with_compiled:
-        progress("compiled layers")
-        twin, record["compiled"] = replace(job, vlm=compiled.compile_vlm(vlm)), []
+    if twin is not None:
+        record["compiled"] = []
         for budget, method in [(vlm.shape.patches, job.full), *columns]:
             progress(f"{method.card.name} at {budget} tokens beside its compiled layers")
             record["compiled"].append(attempt(budget, method, lambda m: job.against_compiled(m, twin)))

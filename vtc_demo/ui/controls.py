@@ -26,6 +26,7 @@ WAYS = {
     "flops": ("equal FLOPs", "Every method costs what this many tokens cost that are left before the language model."),
 }
 
+ONE_LINE = 15  # characters of a title that fit into the head of one of four cards
 APART = "A column has its own number: each method is run at its plain share of the tokens, and may end with fewer."
 
 PLACES = {
@@ -136,7 +137,8 @@ def _options(cards: list, chosen: str) -> str:
     for family, group in groupby(ordered, key=lambda c: c.family):
         options = "".join(
             f'<option value="{escape(c.name)}" data-about="{escape(c.summary)}" title="{escape(c.summary)}"'
-            f"{' selected' if c.name == chosen else ''}>{escape(c.title)}</option>"
+            f"{' class=long' if len(c.title) > ONE_LINE else ''}{' selected' if c.name == chosen else ''}>"
+            f"{escape(c.title)}</option>"
             for c in group
         )
         out.append(f'<optgroup label="{escape(family[:1].upper() + family[1:])}">{options}</optgroup>')
