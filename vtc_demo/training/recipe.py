@@ -24,6 +24,7 @@ SIDE = dict(colour=0.7, existence=0.3, counting=0.7, side=6, relation=2)
 HARD = dict(colour=0.75, object=0.5, size=0.75, counting=4, reading=1, background=0.15, existence=1.5, relation=10)
 FULL = dict(colour=1, object=0.75, size=1.5, counting=8, reading=1.5, background=0.25, existence=2, relation=5)
 COUNT = dict(colour=0.7, object=0.7, size=1.5, counting=12, reading=1, background=0.25, existence=1.5, relation=3.5)
+MORE = COUNT | dict(counting=18)
 
 
 def tower_stages(scale: float = 1.0) -> list[Stage]:
@@ -45,6 +46,7 @@ def answer_stages(tokenizer, scale: float = 1.0) -> list[Stage]:
         Stage("hard-168", n(2000), 8, 1e-3, partial(small, weights=HARD, first=5 * 10**7), warmup=20, cooldown=0.3),
         Stage("full-336", n(1300), 8, 1e-3, partial(full, weights=FULL, first=3 * 10**7), warmup=20, cooldown=0.5),
         Stage("count-336", n(380), 8, 6e-4, partial(full, weights=COUNT, first=6 * 10**7), warmup=20, cooldown=0.95),
+        Stage("more-336", n(1000), 8, 6e-4, partial(full, weights=MORE, first=9 * 10**7), warmup=20, cooldown=0.95),
     ]
 
 
