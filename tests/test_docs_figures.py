@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from vtc_demo import bench
 from vtc_demo.evaluation import BEGIN, END
 
 ROOT = Path(__file__).parents[1]
@@ -60,6 +61,14 @@ def test_the_way_of_released_codes(performance):
         row = rows[label]
         ratios = [f"{row['ratios'][key]['median']:.2f}" for key in ("vision", "prefill", "ttft")]
         assert cells == [*ratios, f"{row['reference_peak_bytes'] / 1e6:.1f} / {row['peak_bytes'] / 1e6:.1f}"], label
+
+
+def test_compiled_layers(performance):
+    rows = {bench.label(row): row for row in record("compiled-cpu.json")["compiled"]}
+    shown = table(performance, "as is over compiled")
+    assert set(shown) == set(rows) and all(row["same_answer"] for row in rows.values())
+    for label, cells in shown.items():
+        assert cells == [f"{rows[label]['ratios'][name]['median']:.2f}" for name in bench.COMPILED], label
 
 
 def test_percentages_beside_the_table_of_accuracies_stand_in_it():
