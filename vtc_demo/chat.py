@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from . import cost, methods
-from .engine import Pass, answer_text, check_length, decode, first_turn, pictures
+from .engine import Pass, check_length, decode, first_turn, pictures
 from .measure import Stopwatch, timings_ms
 from .models import VLM
 from .results import Run
@@ -46,7 +46,7 @@ class Chat:
         layers, ids = work.prefilled.cache.layers, work.said
         return Run(
             method=work.method,
-            answer=answer_text(vlm, ids),
+            answer=vlm.answer_text(ids),
             token_ids=ids,
             trace=work.trace,
             timings=timings_ms(work.watch.seconds, len(ids) - 1),

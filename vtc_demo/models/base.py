@@ -259,6 +259,10 @@ class VLM:
         bos = self.tokenizer.bos_token
         return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
 
+    def answer_text(self, ids: list[int]) -> str:
+        """The words of an answer."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
     def inputs(self, images: list[Image.Image], side: int | None = None) -> Inputs:
         """Pictures (RGB) as the tower takes them, in its dtype; scaled to `side` pixels if given."""
         pixels, layout = self.adapter.inputs(self.processor, self.config, images, side)
