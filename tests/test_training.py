@@ -1,5 +1,6 @@
 """The recipe of the embedded VLM: training computes what the transformers class computes, and resumes exactly."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -176,7 +177,7 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
     AutoProcessor.from_pretrained(out, local_files_only=True)
     model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True)
     assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 8
+    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 9
     assert str(out) in capsys.readouterr().out
     again = [
         "embedded",
@@ -188,9 +189,12 @@ def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
         str(out),
         *scale,
     ]
-    assert main([*again, "--batch", "1"]) == 0
+    assert main([*again, "--batch", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["wrote"] == [str(tmp_path / "next")]
+    assert [row["stage"] for row in told["stages"]] == ["more-336"] and told["stages"][0]["loss"] > 0
     assert (tmp_path / "more" / "log.jsonl").read_text().count("\n") == 1
-    assert main([*again, "--batch", "1", "--only", "side-168", "count-336"]) == 0  # the last one is done already
+    assert main([*again, "--batch", "1", "--only", "side-168", "more-336"]) == 0  # the last one is done already
     assert "side-168" in (tmp_path / "more" / "log.jsonl").read_text().splitlines()[-1]
     with pytest.raises(ValueError, match="unknown stages: hard; choose from: tower-168"):
         main([*again, "--only", "hard"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+JSON_HELP = "print what was written and the last row of each stage's log as JSON"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,9 +32,19 @@ def main(argv: list[str] | None = None) -> int:
         "--only", nargs="+", metavar="STAGE", help="run these stages; default: all, with --start the last one"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes that draw scenes")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     args = parser.parse_args(argv)
     from .recipe import train_embedded
 
     out = train_embedded(args.folder, args.out, args.scale, args.workers, args.batch, args.start, args.only)
-    print(f"wrote {out}")
+    print(report([out], args.folder, args.json))
     return 0
+
+
+def report(wrote: list[Path], folder: Path, as_json: bool) -> str:
+    """What a training wrote, a line each; or as JSON, with the last row of the log of every stage in `folder`."""
+    if not as_json:
+        return "\n".join(f"wrote {out}" for out in wrote)
+    rows = map(json.loads, (folder / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    stages = {row["stage"]: row for row in rows}
+    return json.dumps({"wrote": [str(out) for out in wrote], "stages": list(stages.values())}, indent=1)

@@ -28,7 +28,7 @@ from transformers import AutoProcessor
 from .. import methods
 from ..connectors import Connected, Connector, Dims, store
 from ..models import EMBEDDED
-from . import build
+from . import JSON_HELP, build, report
 from .data import GRID, IGNORE, PackedQuestions, normalise
 from .loop import Stage, run_stage
 from .objectives import AnswerObjective, encode, pack_mask
@@ -222,7 +222,8 @@ def main(argv: list[str]) -> int:
         "--images", type=int, default=IMAGES, help=f"pictures whose features are kept (default: {IMAGES}; 151 kB each)"
     )
     parser.add_argument("--start", type=Path, default=EMBEDDED, metavar="FOLDER", help="model to start from")
+    parser.add_argument("--json", action="store_true", help=JSON_HELP)
     args = parser.parse_args(argv)
-    for out in train_zoo(args.names, args.folder, args.out, args.steps, args.tune, args.batch, args.images, args.start):
-        print(f"wrote {out}")
+    made = train_zoo(args.names, args.folder, args.out, args.steps, args.tune, args.batch, args.images, args.start)
+    print(report(made, args.folder, args.json))
     return 0
