@@ -11,6 +11,7 @@ from vtc_demo import __main__ as shell
 from vtc_demo import bench, measure, methods
 from vtc_demo.connectors import store
 from vtc_demo.training import build
+from vtc_demo.ui import serve
 from vtc_demo.ui.compare import Compare
 from vtc_demo.ui.sweep import Sweep
 
@@ -193,6 +194,7 @@ def test_a_connector_on_another_model_is_refused(zoo, name):
 
 def test_the_page_offers_connectors_with_the_embedded_model_alone(zoo):
     for name, there in (("embedded", True), ("owner/other", False)):
+        assert ("q-former" in {method["name"] for method in serve.catalogue(name)}) is there
         tabs = Compare(None, 576, True, name), Sweep(None, 576, name)
         assert all(("q-former" in {card.name for card in tab.cards}) is there for tab in tabs)
     plan = {"methods": ["q-former"], "tokens": [64], "kinds": ["reading"], "scenes": 5}

@@ -55,7 +55,7 @@ def build(vlm, notice: str = "") -> gr.Blocks:
                 own.build()
             with gr.Tab("About"):
                 about.build()
-        api.build(stream)
+        api.build(stream, vlm.name)
     return page.queue(max_size=32, default_concurrency_limit=1)
 
 

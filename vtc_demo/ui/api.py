@@ -10,8 +10,8 @@ from ..images import load_rgb
 from . import serve
 
 
-def build(stream) -> None:
-    """Endpoints without a face; their components are hidden. stream: see `serve.streamer`."""
+def build(stream, model: str) -> None:
+    """Endpoints without a face; their components are hidden. stream: see `serve.streamer`; model: name of the VLM."""
 
     def compare(question, methods, scene, image, match, tokens) -> dict:
         """Compare methods on a built-in scene or on an image.
@@ -44,6 +44,6 @@ def build(stream) -> None:
             api_description=compare.__doc__, concurrency_id="model", concurrency_limit=1,
         )  # fmt: skip
         gr.Button().click(
-            serve.catalogue, None, result, api_name="methods", queue=False,
-            api_description="Every method: its card and its hyper-parameters.",
+            lambda: serve.catalogue(model), None, result, api_name="methods", queue=False,
+            api_description="Every method that runs on this model: its card and its hyper-parameters.",
         )  # fmt: skip

@@ -109,7 +109,7 @@ def scene(seed) -> world.Scene:
         raise ValueError(f"a scene is a whole number from 0 on, got {seed!r}") from None
 
 
-def catalogue() -> list[dict]:
-    """Every method with its card and its hyper-parameters, JSON-ready."""
+def catalogue(model: str) -> list[dict]:
+    """Every method that runs on the model of that name, with its card and its hyper-parameters, JSON-ready."""
     more = lambda card: {"finding": finding(card), "parameters": methods.parameters(card.name)}  # noqa: E731
-    return [asdict(card) | more(card) for card in methods.list_methods()]
+    return [asdict(card) | more(card) for card in methods.suiting(model)]
