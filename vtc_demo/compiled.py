@@ -70,7 +70,7 @@ def check(device: torch.device, how: dict) -> None:
     try:
         torch.compile(lambda x: x.sin() + 1, **how)(torch.zeros(3, device=device))
     except Exception as error:  # torch names a missing compiler in many ways
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).partition("Set TORCHDYNAMO")[0].split())[:200].rstrip(".")
         raise ValueError(
             f"cannot compile on {device.type}: {reason}. torch.compile needs a C++ compiler (g++ or clang++)"
             f"{' and triton' if device.type == 'cuda' else ''}; install it or leave compiling out"
