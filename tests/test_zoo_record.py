@@ -250,3 +250,40 @@ def test_the_page_shows_the_shipped_records():
     assert {
         name: [b - a for a, b in zip([0, *e], e)] for name, e in ((n, zoo_training.ends(c)) for n, c in courses.items())
     } == steps
+
+
+def test_what_stands_out_stands_in_the_record():
+    """The claims of docs/zoo.md under "What stands out"."""
+    record = records.read(RECORDS / "zoo.json")
+    text = (ROOT / "docs" / "zoo.md").read_text(encoding="utf-8")
+    claims = text[text.index("What stands out") : text.index("How to read it")]
+    found = [row for row in record["rows"] if row["method"]["method"] in record["zoo"]]
+    by_name = {row["method"]["method"]: row for row in found if row["tokens"] in (None, 144)}
+
+    assert "**Relations did not come** for six of the twelve" in claims
+    chance = {name for name, row in by_name.items() if row["kinds"]["relation"]["low"] < 0.53 and name != "llava-mlp"}
+    beside = {"gated-cross-attention", "hyper-gated", "hyper-fused", "vlora"}
+    assert chance == {"q-former", "perceiver-resampler"} | beside
+    assert all(row["kinds"]["relation"]["low"] > 0.6 for name, row in by_name.items() if name not in chance)
+
+    assert "**VLoRA is far from the others** in colour and what-is-it" in claims
+    for kind in ("colour", "object"):
+        high = by_name["vlora"]["kinds"][kind]["high"]
+        assert all(high < row["kinds"][kind]["accuracy"] for name, row in by_name.items() if name != "vlora")
+
+    assert (
+        "at 144 tokens lie within\n  four points of the reference, and the intervals of these differences reach zero"
+        in claims
+    )
+    for name in ("trained-pool", "patch-merger", "pixel-shuffle"):
+        assert by_name["llava-mlp"]["all"]["accuracy"] - by_name[name]["all"]["accuracy"] < 0.04
+        assert zoo_tables.difference(record, by_name[name], by_name["llava-mlp"]).endswith(
+            ("to +0)", "to +1)", "to +2)")
+        )
+
+    assert "both hyper attentions beat every training-free method that could be brought to their FLOPs" in claims
+    (group,) = (g for g in record["equal_flops"] if any(m["method"] == "hyper-fused" for m in g["methods"]))
+    others = [row for row in record["rows"] if row["method"] in group["others"]]
+    assert len(others) == len(group["others"]) > 5
+    for name in ("hyper-gated", "hyper-fused"):
+        assert all("(+" in zoo_tables.difference(record, by_name[name], other) for other in others)
