@@ -29,13 +29,13 @@ def main() -> None:
     if options.model == "embedded":
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-    from vtc_demo import methods, models, ui
+    from vtc_demo import models, registry, ui
 
     if options.model == "list":
         return print(models.offers()[1])
     try:
         for folder in options.methods:
-            methods.load_folder(folder)
+            registry.load_folder(folder)
         vlm, notice = ui.serve.load(options.model)
     except ValueError as error:
         raise SystemExit(f"app.py: {error}") from None

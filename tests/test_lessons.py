@@ -8,7 +8,7 @@ import nbformat
 import pytest
 import torch
 
-import vtc_demo.methods as methods
+import vtc_demo.registry as registry
 from lessons._build import execute, instructor, notebook, outputs, pictures, slides, source, words
 from lessons._build.source import LESSONS, SourceError, parse
 from lessons.kit.checks import CheckFailed, check, check_equal, refused
@@ -96,7 +96,7 @@ def test_parts_of_a_lesson(lesson):
     kinds = [cell.kind for cell in lesson.cells]
     assert 20 <= lesson.minutes <= 120 and kinds.count("quiz") >= 2 and kinds.count("slide") >= 2
     assert "instructor" in kinds and lesson.meta["objectives"] and lesson.meta["papers"]
-    known = {card.name for card in methods.list_methods()}
+    known = {card.name for card in registry.list_methods()}
     assert set(lesson.meta["methods"]) <= known
     assert all(re.fullmatch(r"\d{4}\.\d{4,5} \S.*", paper) for paper in lesson.meta["papers"])
     parts = " ".join(kinds).split("exercise")[1:]

@@ -18,19 +18,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 # torch and transformers take seconds to import, so every name is fetched when it is first used.
 _FUNCTIONS = {
-    "list_methods": "methods",
+    "list_methods": "registry",
     "load_vlm": "models",
-    "compile_vlm": "compiled",
-    "load_rgb": "images",
-    "run": "compare",
-    "compare_events": "compare",
-    "Chat": "chat",
+    "compile_vlm": "engine.compiled",
+    "load_rgb": "core.images",
+    "run": "comparison",
+    "compare": "comparison",
+    "compare_events": "comparison",
+    "Chat": "engine.chat",
 }
-_MODULES = ("compare", "compiled", "cost", "engine", "images", "measure", "methods", "models", "tokens", "world")
-__all__ = [
-    "Chat", "compare", "compare_events", "compile_vlm", "cost", "list_methods", "load_rgb", "load_vlm", "measure",
-    "methods", "run", "world",
-]  # fmt: skip
+_ROOMS = ("connectors", "core", "cost", "engine", "evaluation", "methods", "models", "registry", "world")
+__all__ = [*_FUNCTIONS, *_ROOMS]
 
 
 def __getattr__(name: str):
@@ -38,10 +36,10 @@ def __getattr__(name: str):
         value = getattr(importlib.import_module(f".{_FUNCTIONS[name]}", __name__), name)
         globals()[name] = value
         return value
-    if name in _MODULES:  # `compare` is a module that can be called
+    if name in _ROOMS:
         return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_FUNCTIONS, *_MODULES})
+    return sorted({*globals(), *_FUNCTIONS, *_ROOMS})

@@ -13,8 +13,8 @@ OWN_OPTIONS = {  # commands that read their own options
     "train": "training",
     "evaluate": "evaluation",
     "sweep": "evaluation.sweep_command",
-    "bench": "bench",
-    "lab": "lab",
+    "bench": "benchmark.bench",
+    "lab": "benchmark.lab",
 }
 DEFAULT_METHODS = ["full", "random@0.25", "fastervlm@0.25", "fastv@0.25"]
 
@@ -98,20 +98,20 @@ def parser() -> Parser:
 
 def load_folders(args) -> list[str]:
     """Load the method folders named in the arguments; what is left of `--methods` are names of methods."""
-    from . import methods
+    from vtc_demo import registry
 
     names = [m for m in args.methods if not Path(m).is_dir()]
     for folder in [*args.methods_dir, *(m for m in args.methods if m not in names)]:
-        methods.load_folder(folder)
+        registry.load_folder(folder)
     return names
 
 
 def run_methods(args) -> int:
-    from . import methods
+    from vtc_demo import registry
 
     for name in load_folders(args):
         raise ValueError(f"no folder {name!r} to load methods from")
-    cards = methods.list_methods()
+    cards = registry.list_methods()
     if args.json:
         print(json.dumps([card_dict(card) for card in cards], indent=1, ensure_ascii=False))
         return 0
@@ -119,16 +119,17 @@ def run_methods(args) -> int:
         print(
             f"{card.name:<14}{card.title}: {card.summary} [{', '.join(card.sites) or 'no site'}; {card.faithfulness}]"
         )
-        for p in methods.parameters(card.name):
+        for p in registry.parameters(card.name):
             span = f" ({p['low']} to {p['high']})" if p.get("low") is not None else ""
             print(f"{'':<14}  {p['name']}={p['default']}{span}: {p['help']}")
     return 0
 
 
 def run_check(args) -> int:
-    from . import contract
+    from vtc_demo import registry
+    from vtc_demo.methods import contract
 
-    results = contract.check_folder(args.folder)
+    results = registry.check_folder(args.folder)
     if args.json:
         print(json.dumps({name: [vars(f) for f in findings] for name, findings in results.items()}, indent=1))
     else:
@@ -137,7 +138,7 @@ def run_check(args) -> int:
 
 
 def run_models(args) -> int:
-    from . import models
+    from vtc_demo import models
 
     rows, table = models.offers(args.device, args.dtype)
     print(json.dumps(rows, indent=1) if args.json else table)
@@ -145,7 +146,7 @@ def run_models(args) -> int:
 
 
 def run_space(args) -> int:
-    from . import spaces
+    from vtc_demo.deploy import spaces
 
     spaces.write(args.kind, args.folder, args.name)
     print(spaces.next_steps(args.kind, args.folder, args.name))
@@ -155,17 +156,19 @@ def run_space(args) -> int:
 def card_dict(card) -> dict:
     import dataclasses
 
-    from . import methods
+    from vtc_demo import registry
 
-    return {**dataclasses.asdict(card), "parameters": methods.parameters(card.name)}
+    return {**dataclasses.asdict(card), "parameters": registry.parameters(card.name)}
 
 
 def run_compare(args) -> int:
     names = [*args.names, *load_folders(args)] or DEFAULT_METHODS
     image, question, expected = picture_and_question(args)
-    from . import compare, matching, methods, models
+    from vtc_demo import models, registry
+    from vtc_demo.comparison import events as compare
+    from vtc_demo.comparison import matching
 
-    chosen = [methods.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
+    chosen = [registry.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
     cost = {"match": args.match, "tokens": args.tokens, "target": args.target}
     matching.check(**cost)
     quiet(bars=args.model != "embedded" and not Path(args.model).is_dir())
@@ -188,10 +191,10 @@ def picture_and_question(args):
     if args.image is not None:
         if args.question is None:
             raise ValueError("--image needs --question TEXT")
-        from .images import load_rgb
+        from vtc_demo.core.images import load_rgb
 
         return load_rgb(args.image), args.question, None
-    from . import world
+    from vtc_demo import world
 
     scene = world.sample(seed=args.scene)
     question = scene.questions[0].text if args.question is None else args.question
@@ -211,7 +214,7 @@ def quiet(bars: bool = False) -> None:
 
 def table(c, expected: str | None) -> str:
     """The comparison as lines of text."""
-    from . import matching
+    from vtc_demo.comparison import matching
 
     lines = [f"question: {c.question}" + (f"   expected: {expected}" if expected is not None else "")]
     lines.append(f"{'method':<22}{'answer':<16}{'tokens':>7}{'TTFT ms':>9}{'prefill':>9}{'GFLOPs':>9}{'KV kB':>9}")

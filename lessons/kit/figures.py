@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from vtc_demo.viz import STAGES, colours, data_url, square
+from vtc_demo.figures.viz import STAGES, colours, data_url, square
 
 CLEAR = "rgba(0,0,0,0)"
 FATES = {"dropped": "rgba(12,16,24,0.78)", "merged into another token": "rgba(245,158,11,0.5)", "kept": CLEAR}
@@ -53,7 +53,7 @@ def picture(image, grid: tuple[int, int] | None = None, title: str = "", evidenc
 def masks(image, runs: Iterable, question=None, title: str = "", site=None, names=None) -> go.Figure:
     """What became of every patch, one panel per run: dropped dark, merged amber, kept clear; evidence outlined green.
 
-    runs: of `vtc.run`; question: of a scene, for its evidence; site: a `vtc.tokens.Site`, default the end of the pass;
+    runs: of `vtc.run`; question: of a scene, for its evidence; site: a `vtc.core.tokens.Site`, default the end of the pass;
     names: of the panels, default the methods' titles. The answer stands below the name.
     """
     runs = list(runs)

@@ -9,7 +9,7 @@ import torch
 from IPython.display import Markdown, display
 
 import vtc_demo as vtc
-from vtc_demo.viz import quantity, same
+from vtc_demo.figures.viz import quantity, same
 
 
 def say(text: str) -> None:
@@ -55,7 +55,7 @@ def results(runs: Iterable, question=None) -> None:
 
 def report(name: str) -> None:
     """What the paper of a method reports and how faithful the package's version is, from the method's card."""
-    card = vtc.methods.get(name).card
+    card = vtc.registry.get(name).card
     lines = [f"**{card.title}** ({card.paper or 'no paper'}): {card.faithfulness}."]
     if card.reported:
         lines += ["", f"*The paper reports:* {card.reported}"]

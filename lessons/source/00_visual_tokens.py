@@ -649,7 +649,8 @@ assert prefill_ms[0] / prefill_ms[grid.index(64)] > 3 and step_ms[0] / step_ms[g
 # 丢弃 token 时视觉塔已经算完：它决定了下限。
 
 # %% volatile slide
-from vtc_demo import measure
+from vtc_demo.benchmark import timing
+from vtc_demo.core import clock, environment
 
 prompt = scene.questions[0].text
 measured = {}
@@ -659,12 +660,12 @@ for n in (576, 192, 64):
         vlm.recent = None  # else the vision pass of the same image would be shared
         return vtc.run(vlm, scene.image, prompt, method="uniform", retention=n / 576).timings
 
-    measured[f"{n} visual tokens"] = measure.repeat(once, warmups=2, repeats=5)
-stages = {name: {s: row[s]["median"] for s in measure.STAGES if s != "decode"} for name, row in measured.items()}
+    measured[f"{n} visual tokens"] = timing.repeat(once, warmups=2, repeats=5)
+stages = {name: {s: row[s]["median"] for s in clock.STAGES if s != "decode"} for name, row in measured.items()}
 kit.bars(stages, "ms", "Embedded VLM up to the first token: measured, median of 5")
 
 # %% volatile
-device = measure.environment(vlm.device, vlm.dtype)
+device = environment.environment(vlm.device, vlm.dtype)
 full, few = measured["576 visual tokens"], measured["64 visual tokens"]
 kit.table(
     [(s, full[s]["median"], full[s]["iqr"], few[s]["median"], few[s]["iqr"], full[s]["median"] / max(few[s]["median"], 1e-3))
@@ -676,7 +677,7 @@ say(
 )
 
 # %% lang=zh
-device = measure.environment(vlm.device, vlm.dtype)
+device = environment.environment(vlm.device, vlm.dtype)
 full, few = measured["576 visual tokens"], measured["64 visual tokens"]
 kit.table(
     [(s, full[s]["median"], full[s]["iqr"], few[s]["median"], few[s]["iqr"], full[s]["median"] / max(few[s]["median"], 1e-3))

@@ -29,14 +29,14 @@ from torch.nn import functional as F
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.connectors import Dims
+from vtc_demo.connectors.base import Dims
 from vtc_demo.connectors.llava_mlp import MLPConnector
 from vtc_demo.connectors.patch_merger import MergerConnector
 from vtc_demo.connectors.pooling import PoolConnector, pool, winners
-from vtc_demo.methods.common import grid_within
-from vtc_demo.methods.pool import average
-from vtc_demo.methods.uniform import evenly
-from vtc_demo.tokens import Reduction, Site
+from vtc_demo.core.operations import grid_within
+from vtc_demo.core.pooling import average
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.methods.baselines.uniform import evenly
 
 torch.set_grad_enabled(False)  # nothing is trained in this lesson
 vlm = vtc.load_vlm("embedded")
@@ -541,7 +541,7 @@ kit.table(
 # One answer says little. All questions of a few held-out pictures say a little more:
 
 # %%
-from vtc_demo.viz import same
+from vtc_demo.figures.viz import same
 
 right = {name: [] for name in settings}
 for seed in range(5):
@@ -808,7 +808,7 @@ Recorded on {record["environment"]["date"][:10]}, {record["questions"]} held-out
 # %%
 from vtc_demo.connectors import store
 
-learned = store.fit(vlm, vtc.methods.get("patch-merger")()).connector
+learned = store.fit(vlm, vtc.registry.get("patch-merger")()).connector
 mine.load_state_dict(learned.state_dict())
 assert torch.allclose(mine(patches, (24, 24)), learned(features, (24, 24), 144).tokens[0], atol=1e-3)
 
@@ -824,7 +824,7 @@ before the training, 25 %.
 trained = {
     "the embedded VLM, 576": vtc.methods.Full(),
     "average pooling, not trained, 144": vtc.methods.Pool(retention=0.25),
-    "patch merger, trained, 144": vtc.methods.get("patch-merger")(),
+    "patch merger, trained, 144": vtc.registry.get("patch-merger")(),
 }
 scored = {name: {} for name in trained}
 for seed in range(4):

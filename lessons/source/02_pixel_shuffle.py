@@ -28,13 +28,12 @@ from torch.nn import functional as F
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.connectors import Dims
-from vtc_demo.connectors.base import blocks
+from vtc_demo.connectors.base import Dims, blocks
 from vtc_demo.connectors.patch_merger import MergerConnector
 from vtc_demo.connectors.pixel_shuffle import ShuffleConnector, pixel_shuffle
-from vtc_demo.methods.common import grid_within
-from vtc_demo.tokens import Reduction
-from vtc_demo.viz import data_url, same, square
+from vtc_demo.core.operations import grid_within
+from vtc_demo.core.tokens import Reduction
+from vtc_demo.figures.viz import data_url, same, square
 
 torch.set_grad_enabled(False)  # nothing is trained in this lesson
 vlm = vtc.load_vlm("embedded")
@@ -737,7 +736,7 @@ kit.table(tiles.items(), ["grid", "tokens per tile"])
 # %%
 from vtc_demo.connectors import store
 
-learned = {name: store.fit(vlm, vtc.methods.get(name)()).connector for name in ("pixel-shuffle", "patch-merger")}
+learned = {name: store.fit(vlm, vtc.registry.get(name)()).connector for name in ("pixel-shuffle", "patch-merger")}
 shuffled = learned["pixel-shuffle"]
 by_steps = shuffled.linear_2(F.gelu(shuffled.linear_1(shuffled.layer_norm(ours))))  # ours: the gathered features
 assert torch.allclose(by_steps, shuffled(features, (24, 24), 144).tokens[0], atol=1e-3)
@@ -757,8 +756,8 @@ Averaging would be 100 %, four matrices drawn independently (as they are before 
 trained = {
     "the embedded VLM, 576": vtc.methods.Full(),
     "average pooling, not trained, 144": vtc.methods.Pool(retention=0.25),
-    "pixel shuffle, trained, 144": vtc.methods.get("pixel-shuffle")(),
-    "patch merger, trained, 144": vtc.methods.get("patch-merger")(),
+    "pixel shuffle, trained, 144": vtc.registry.get("pixel-shuffle")(),
+    "patch merger, trained, 144": vtc.registry.get("patch-merger")(),
 }
 scored = {name: {} for name in trained}
 for seed in range(5):

@@ -27,7 +27,8 @@ from torch import nn
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.connectors import Dims, store
+from vtc_demo.connectors import store
+from vtc_demo.connectors.base import Dims
 from vtc_demo.evaluation.intervals import share
 from vtc_demo.evaluation.questions import balanced
 
@@ -52,7 +53,7 @@ BUDGET = KEEP / 576
 # trained with a random number of queries per step, so that the first $K$ of its 144 queries serve any budget up to 144. We use 64.
 
 # %%
-fitted = {name: store.fit(vlm, vtc.methods.resolve(name)) for name in ("q-former", "perceiver-resampler", "gated-cross-attention")}  # fmt: skip
+fitted = {name: store.fit(vlm, vtc.registry.resolve(name)) for name in ("q-former", "perceiver-resampler", "gated-cross-attention")}  # fmt: skip
 q_former, perceiver, gated = (each.connector for each in fitted.values())
 tower = vlm.model.model.vision_tower
 features = tower(vlm.inputs([scene.image]).pixels, output_hidden_states=True).hidden_states[
@@ -62,9 +63,9 @@ features = tower(vlm.inputs([scene.image]).pixels, output_hidden_states=True).hi
 kit.table(
     [
         [
-            vtc.methods.get(name).card.title,
+            vtc.registry.get(name).card.title,
             f"{sum(p.numel() for p in each.connector.parameters()) / 1e6:.2f} million",
-            "beside the sequence" if each.connector.beside else "in the sequence",
+            "beside the sequence" if each.connector.outside else "in the sequence",
         ]
         for name, each in fitted.items()
     ],
@@ -880,7 +881,7 @@ for _, held_out, several in balanced(64):
         for name, found in hits.items():
             found.append(vtc.run(vlm, held_out.image, q.text, method=name).answer == q.answer)
 accuracy = {name: share(found) for name, found in hits.items()}
-title = {name: vtc.methods.get(name.partition("@")[0]).card.title for name in rivals}
+title = {name: vtc.registry.get(name.partition("@")[0]).card.title for name in rivals}
 kit.table(
     [
         [title[name], f"{100 * a['accuracy']:.0f}", f"{100 * a['low']:.0f} to {100 * a['high']:.0f}"]

@@ -27,16 +27,15 @@ from torch import nn
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.attention import softmax_rows
 from vtc_demo.connectors import focusllava, store
 from vtc_demo.connectors.decoder import states
-from vtc_demo.methods.common import others, top
-from vtc_demo.methods.pyramiddrop import boundaries
+from vtc_demo.core.operations import boundaries, others, top
+from vtc_demo.models.attention import softmax_rows
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=2)
 colour, thing = (next(q for q in scene.questions if q.kind == kind) for kind in ("colour", "object"))
-fitted = store.fit(vlm, vtc.methods.FocusLLaVA())  # the trained connector, and the decoder that was tuned with it
+fitted = store.fit(vlm, vtc.connectors.FocusLLaVA())  # the trained connector, and the decoder that was tuned with it
 lm = fitted.model.model.language_model
 
 
@@ -456,7 +455,7 @@ check_equal(
 seen = {}
 
 
-class Scores(vtc.methods.FocusLLaVA):
+class Scores(vtc.connectors.FocusLLaVA):
     """Remembers what the package ranks by at the first cut."""
 
     def reduce(self, view):

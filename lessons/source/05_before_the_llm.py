@@ -28,7 +28,7 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.methods import divprune, fastervlm, visionzip
+from vtc_demo.methods.projector import divprune, fastervlm, visionzip
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=2)
@@ -87,8 +87,8 @@ seen = {}
 class LookAtCLS(vtc.methods.FasterVLM):
     """Remembers what the package shows to a method at the projector, and leaves the tokens alone."""
 
-    def reduce(self, view):
-        seen["row"] = view.attention("cls")[:, 0, view.extra :].clone()
+    def reduce(self, context):
+        seen["row"] = context.attention("cls")[:, 0, context.extra :].clone()
 
 
 vtc.run(vlm, scene.image, "How many objects are there?", method=LookAtCLS(), max_new_tokens=1)
@@ -137,14 +137,14 @@ def cls_row(layer, entered):
 # tower. Ask the participants what that does to the "before" column of a table of times.
 
 # %% [markdown]
-# The package shows the same row to a method through `view.attention("cls")`. A method that only looks and returns nothing is a convenient probe. Here are one head and the mean of all.
+# The package shows the same row to a method through `context.attention("cls")`. A method that only looks and returns nothing is a convenient probe. Here are one head and the mean of all.
 
 
 # %%
 class Probe(vtc.methods.FasterVLM):
-    def reduce(self, view):
-        probed["cls"] = view.attention("cls")[:, 0, view.extra :].clone()  # [heads, 576]
-        probed["keys"] = view.keys().clone()  # [heads, 577, d]; section 4 needs them
+    def reduce(self, context):
+        probed["cls"] = context.attention("cls")[:, 0, context.extra :].clone()  # [heads, 576]
+        probed["keys"] = context.keys().clone()  # [heads, 577, d]; section 4 needs them
 
 
 probed = {}
@@ -305,7 +305,7 @@ def greedy_max_min(distance, keep):
 # %%
 apart = divprune.cosine_distance(visual)
 diverse = divprune.farthest_first(apart, 64)
-by_chance = vtc.methods.random.draw(576, 64, 0)
+by_chance = vtc.methods.baselines.random.draw(576, 64, 0)
 
 
 def closest(chosen):

@@ -27,8 +27,8 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.methods import fastv, pyramiddrop
-from vtc_demo.tokens import Site
+from vtc_demo.core.tokens import Site
+from vtc_demo.methods.llm import fastv, pyramiddrop
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=2)
@@ -116,8 +116,8 @@ seen = {}
 class Row(vtc.methods.FastV):
     """Remembers the row that the package shows to FastV."""
 
-    def reduce(self, view):
-        seen["scores"] = view.attention("last")[:, 0].mean(0)[view.visual].clone()
+    def reduce(self, context):
+        seen["scores"] = context.attention("last")[:, 0].mean(0)[context.visual].clone()
 
 
 vtc.run(vlm, scene.image, colour.text, method=Row(layer=K), max_new_tokens=1)
@@ -154,8 +154,8 @@ class Layers(vtc.methods.FastV):
     def sites(self, shape):
         return tuple(Site("llm_layer", k) for k in range(1, shape.llm_layers))
 
-    def reduce(self, view):
-        rows[view.site.layer - 1] = view.attention("last")[:, 0].mean(0)[view.visual].clone()
+    def reduce(self, context):
+        rows[context.site.layer - 1] = context.attention("last")[:, 0].mean(0)[context.visual].clone()
 
 
 by_question = {}
@@ -256,10 +256,10 @@ class Witness(vtc.methods.FastV):
     def sites(self, shape):
         return Site("llm_layer", K), Site("llm_layer", K + 1)
 
-    def reduce(self, view):
-        if view.site.layer == K:
-            return super().reduce(view)
-        seen["short"] = view.sequence.clone()
+    def reduce(self, context):
+        if context.site.layer == K:
+            return super().reduce(context)
+        seen["short"] = context.sequence.clone()
 
 
 vtc.run(vlm, scene.image, colour.text, method=Witness(layer=K, retention=KEEP / 576), max_new_tokens=1)

@@ -25,7 +25,7 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.methods import mustdrop
+from vtc_demo.methods.several import mustdrop
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=8)
@@ -46,15 +46,15 @@ seen = {}
 class Watched(vtc.methods.MustDrop):
     """MustDrop that stores what it is shown."""
 
-    def reduce(self, view):
-        if view.site.kind == "vision_layer":
-            seen["hidden"] = view.hidden.clone()  # [1 + 576, C], CLS first
-        elif view.site.kind == "projector":
-            seen["cls"] = view.attention("cls", of="next", heads="mean")[0, view.extra :]  # [N']
-        elif "units" in view.memory:  # the first cut in the language model
-            seen["rows"] = view.attention("after", heads="mean")[:, view.visual]  # [text after the image, N']
-            seen["key"] = (view.memory["units"][:, None] == view.anchors).int().argmax(1)
-        return super().reduce(view)
+    def reduce(self, context):
+        if context.site.kind == "vision_layer":
+            seen["hidden"] = context.hidden.clone()  # [1 + 576, C], CLS first
+        elif context.site.kind == "projector":
+            seen["cls"] = context.attention("cls", of="next", heads="mean")[0, context.extra :]  # [N']
+        elif "units" in context.memory:  # the first cut in the language model
+            seen["rows"] = context.attention("after", heads="mean")[:, context.visual]  # [text after the image, N']
+            seen["key"] = (context.memory["units"][:, None] == context.anchors).int().argmax(1)
+        return super().reduce(context)
 
 
 whole = vtc.run(vlm, scene.image, question.text, method=Watched(retention=0.25))
@@ -229,7 +229,7 @@ the count follows the picture, so with stage 1 alone no budget can be promised.
 wanted = -(-8 * merged // 100)  # 8 %, rounded up
 by_hand_key = seen["cls"].argsort(descending=True, stable=True)[:wanted]
 assert torch.equal(by_hand_key, mustdrop.key_set(seen["cls"], 0.08))
-at_projector = whole.trace.product(vtc.tokens.Site("projector"))
+at_projector = whole.trace.product(vtc.core.tokens.Site("projector"))
 end = set(whole.trace.product().anchor.tolist())
 assert {at_projector.anchor[i].item() for i in by_hand_key.tolist()} <= end  # every key token is left at the end
 say(f"{wanted} of {merged} tokens are protected, and all of them are left at the end of the pass.")

@@ -29,11 +29,13 @@ from plotly.subplots import make_subplots
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.methods import ficoco, ficoco_l, ficoco_v
-from vtc_demo.methods.common import others
-from vtc_demo.methods.pool import average
-from vtc_demo.methods.uniform import evenly
-from vtc_demo.tokens import Reduction
+from vtc_demo.core.operations import others
+from vtc_demo.core.pooling import average
+from vtc_demo.core.tokens import Reduction
+from vtc_demo.methods.baselines.uniform import evenly
+from vtc_demo.methods.encoder import ficoco_v
+from vtc_demo.methods.llm import ficoco_l
+from vtc_demo.methods.maths import ficoco
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=8)
@@ -174,16 +176,16 @@ seen = {}
 class Watched(vtc.methods.FiCoCoVL):
     """FiCoCo-VL that stores what it is shown, and what it answers."""
 
-    def reduce(self, view):
-        before = view.memory.get("cells")
-        reduction = super().reduce(view)
-        if view.site.kind != "projector" and reduction is not None:
-            seen[str(view.site)] = {
-                "hidden": view.hidden.clone(),
-                "pairs": view.attention("all", heads="mean"),  # after mask and softmax
-                "logits": view.logits("all"),  # head mean before both
-                "visual": view.visual,
-                "text": view.text,
+    def reduce(self, context):
+        before = context.memory.get("cells")
+        reduction = super().reduce(context)
+        if context.site.kind != "projector" and reduction is not None:
+            seen[str(context.site)] = {
+                "hidden": context.hidden.clone(),
+                "pairs": context.attention("all", heads="mean"),  # after mask and softmax
+                "logits": context.logits("all"),  # head mean before both
+                "visual": context.visual,
+                "text": context.text,
                 "cells": before,
                 "reduction": reduction,
             }
@@ -743,7 +745,7 @@ record = json.loads((folder / "embedded_sweep.json").read_text(encoding="utf-8")
 names = ("ficoco-v", "ficoco-l", "ficoco-vl", "random", "pool")
 recorded = {name: [r for r in record["rows"] if r["method"]["method"] == name] for name in names}
 at = {name: min(rows, key=lambda r: abs(r["equivalent_tokens"] - 192)) for name, rows in recorded.items()}
-title = {name: vtc.methods.get(name).card.title for name in names}
+title = {name: vtc.registry.get(name).card.title for name in names}
 kit.table(
     [
         [

@@ -28,8 +28,9 @@ from torch.nn import functional as F
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.connectors import Dims, store
-from vtc_demo.connectors.decoder import turned
+from vtc_demo.connectors import store
+from vtc_demo.connectors.base import Dims
+from vtc_demo.connectors.decoder import apply_rope
 from vtc_demo.connectors.hyper_attention import HyperGatedConnector
 from vtc_demo.evaluation.intervals import share
 from vtc_demo.evaluation.questions import balanced
@@ -57,7 +58,7 @@ NAMES = ("hyper-gated", "hyper-fused")
 # Everything else is the layer as it was. Two ways to mix were released: a **gate** (first release), and **one softmax** over both (second). The connectors of this lesson were trained for the embedded VLM, as those of lesson 03, in four of its eight layers; layers are 0-based here.
 
 # %%
-fitted = {name: store.fit(vlm, vtc.methods.resolve(name)) for name in NAMES}
+fitted = {name: store.fit(vlm, vtc.registry.resolve(name)) for name in NAMES}
 gated, fused = (each.connector for each in fitted.values())
 spec, dims = vlm.spec, Dims.of(vlm.config)
 hyper_layers = sorted(int(k) for k in gated.layers)
@@ -124,7 +125,7 @@ def text_states(layer, h):
 
 q, k, v = text_states(decoder.layers[0], words)
 rope = decoder.rotary_emb(words[None], torch.arange(len(words))[None])
-torch.testing.assert_close(turn(v, torch.arange(len(words)))[None], turned(v[None], rope))  # as the package turns
+torch.testing.assert_close(turn(v, torch.arange(len(words)))[None], apply_rope(v[None], rope))  # as the package turns
 
 # %% [markdown]
 # **MI-RoPE.** Which position has a patch that stands nowhere? All patches of a picture share one: the place of the picture in the text. (mPLUG-Owl3 puts a marker there, one token for each picture; here the first word behind the picture marks it.) So a word knows how far back a picture lies, and which of several it is. Where a patch lies *in* the picture, it
@@ -164,7 +165,7 @@ check_equal(
     f"Keys at place 0 are not turned: the first {width} numbers are the key of head 0, numbers {2 * width} to {3 * width - 1} that of head 1.",
 )
 for layer_number in hyper_layers:
-    wanted = gated.remember(decoder, tokens[None], place)[layer_number]
+    wanted = gated.layer_memory(decoder, tokens[None], place)[layer_number]
     layer_norm = decoder.layers[layer_number].input_layernorm
     got = picture_states(gated.layers[str(layer_number)], layer_norm, tokens, place, spec.kv_heads)
     check_equal(
@@ -202,8 +203,8 @@ def picture_states(project, norm, tokens, place, heads):
 # Two consequences, which can be tested. First, scores depend on the *distance* between word and picture: shift both, and nothing changes. Second, patches have no order: permute them, and nothing changes.
 
 # %%
-held = gated.remember(decoder, tokens[None], place)  # layer -> keys, values [1, heads, m, d]
-further = gated.remember(decoder, tokens[None], place + 50)[0][0][0]
+held = gated.layer_memory(decoder, tokens[None], place)  # layer -> keys, values [1, heads, m, d]
+further = gated.layer_memory(decoder, tokens[None], place + 50)[0][0][0]
 moved = turn(
     split(decoder.layers[0].self_attn.q_proj(decoder.layers[0].input_layernorm(words)), heads),
     torch.arange(len(words)) + 50,
@@ -213,7 +214,7 @@ torch.testing.assert_close(q @ held[0][0][0].transpose(1, 2), moved @ further.tr
 
 def layer_zero(patches):
     """Layer 0 of the package on the words, with these patches beside them."""
-    memory = gated.remember(decoder, patches[None], place)
+    memory = gated.layer_memory(decoder, patches[None], place)
     return gated.run(0, decoder.layers[0], words[None], memory, sees, attention_mask=None, position_embeddings=rope)[0]
 
 
@@ -353,7 +354,7 @@ fresh = HyperGatedConnector(dims).eval()
 original = vlm.model.model.language_model.layers[0]  # the decoder before any tuning
 plain_words = vlm.model.model.language_model.embed_tokens(torch.tensor(ids))
 untouched = original(plain_words[None], attention_mask=None, position_embeddings=rope)[0]
-beside = fresh.remember(vlm.model.model.language_model, fresh(features, vlm.shape.grid, 576).tokens, place)
+beside = fresh.layer_memory(vlm.model.model.language_model, fresh(features, vlm.shape.grid, 576).tokens, place)
 touched = fresh.run(0, original, plain_words[None], beside, sees, attention_mask=None, position_embeddings=rope)[0]
 change = [(touched[i] - untouched[i]).norm() / untouched[i].norm() for i in range(len(ids))]
 assert max(change[:place]) < 1e-5 < min(change[place:])
@@ -394,7 +395,7 @@ say(f"With $W_g = 0$ the adaptive gate is the vector. It would cost {spec.hidden
 # %%
 lm = fitted["hyper-fused"].model.model.language_model  # the decoder that was tuned with it
 own_words = lm.embed_tokens(torch.tensor(ids))
-memory = fused.remember(lm, fused(features, vlm.shape.grid, 576).tokens, place)
+memory = fused.layer_memory(lm, fused(features, vlm.shape.grid, 576).tokens, place)
 q2, k2, v2 = text_states(lm.layers[0], own_words)
 key2, value2 = (part[0] for part in memory[0])
 
@@ -775,7 +776,7 @@ for image, q_ in asked:
 for _, q_ in asked:  # on its own, so that the tower sees the grey picture once
     hits["grey"].append(vtc.run(vlm, grey, q_.text, method="hyper-gated").answer == q_.answer)
 accuracy = {name: share(found) for name, found in hits.items()}
-title = {name: vtc.methods.get(name.partition("@")[0]).card.title for name in chosen}
+title = {name: vtc.registry.get(name.partition("@")[0]).card.title for name in chosen}
 title["grey"] = "Hyper attention, gated, on grey"
 kit.table(
     [

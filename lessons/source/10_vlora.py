@@ -29,15 +29,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.connectors import Dims, store
+from vtc_demo.connectors import store
+from vtc_demo.connectors.base import Dims
 from vtc_demo.connectors.vlora import TYPES, GeneratorBlock, VLoRAConnector
-from vtc_demo.dry import Cost
+from vtc_demo.engine.dry import Cost
 from vtc_demo.evaluation.intervals import wilson
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=2)
 colour = next(q for q in scene.questions if q.kind == "colour")
-fitted = store.fit(vlm, vtc.methods.VLoRA())  # the trained generator, and the decoder that was tuned with it
+fitted = store.fit(vlm, vtc.connectors.VLoRA())  # the trained generator, and the decoder that was tuned with it
 connector, lm = fitted.connector, fitted.model.model.language_model
 
 
@@ -244,7 +245,7 @@ with torch.inference_mode():
             x, _ = step(x, picture)
         factors[kind] = generator.head(generator.norm(x))[0].view(L, -1, R)
     made = connector(features, (24, 24), 576)
-    held = connector.remember(lm, made.tokens, 0)  # layer -> A of each type, [1, in, r]
+    held = connector.layer_memory(lm, made.tokens, 0)  # layer -> A of each type, [1, in, r]
 for k in range(L):
     for kind, theirs in zip(TYPES, held[k]):
         assert torch.allclose(factors[kind][k], theirs[0], atol=1e-4 * theirs.abs().max().item())
@@ -571,7 +572,7 @@ def reply(question, held, most=6):
 scenes = [vtc.world.sample(seed, split="eval") for seed in range(16)]
 with torch.inference_mode():
     assert reply(colour, held) == run.answer
-    of = [connector.remember(lm, connector(encode(one.image), (24, 24), 576).tokens, 0) for one in scenes]
+    of = [connector.layer_memory(lm, connector(encode(one.image), (24, 24), 576).tokens, 0) for one in scenes]
     none = {k: tuple(torch.zeros_like(a) for a in theirs) for k, theirs in held.items()}
     replies, truth = {"own picture": [], "another picture": [], "no picture": []}, []
     for i, one in enumerate(scenes):

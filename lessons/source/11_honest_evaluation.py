@@ -35,7 +35,7 @@ from lessons import kit
 from lessons.kit import check, check_equal, done, say
 from vtc_demo.evaluation import intervals
 from vtc_demo.evaluation.questions import balanced
-from vtc_demo.viz import colours
+from vtc_demo.figures.viz import colours
 
 vlm = vtc.load_vlm("embedded")
 

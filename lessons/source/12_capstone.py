@@ -45,9 +45,10 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo import contract
-from vtc_demo.methods.common import grid_within, patch_attention, top
-from vtc_demo.tokens import Reduction
+from vtc_demo.core.operations import grid_within, top
+from vtc_demo.core.tokens import Reduction
+from vtc_demo.methods import contract
+from vtc_demo.methods.maths.received import patch_attention
 
 vlm = vtc.load_vlm("embedded")
 scene = vtc.world.sample(seed=2)
@@ -267,7 +268,9 @@ from typing import ClassVar
 
 import torch
 
-from vtc_demo.methods.base import Card, Method, param
+from vtc_demo.core.card import Card
+from vtc_demo.core.method import Method
+from vtc_demo.core.parameters import param
 from vtc_demo.methods.common import check_grid, grid_within, patch_attention, top
 from vtc_demo.tokens import Reduction, Site
 
@@ -295,19 +298,19 @@ class Blockwise(Method):
     def sites(self, shape):
         return (Site("projector"),)
 
-    def reduce(self, view):
-        n, grid = view.hidden.shape[0], view.shape.grid
-        check_grid(self.card.name, grid, n - view.extra)
-        kept = blockwise(patch_attention(view), grid, self.keep(n - view.extra), self.coverage)
-        return Reduction.select(view.extra + kept, n)
+    def reduce(self, context):
+        n, grid = context.hidden.shape[0], context.shape.grid
+        check_grid(self.card.name, grid, n - context.extra)
+        kept = blockwise(patch_attention(context), grid, self.keep(n - context.extra), self.coverage)
+        return Reduction.select(context.extra + kept, n)
 '''
 folder = Path(tempfile.mkdtemp()) / "my_methods"
 folder.mkdir()
 (folder / "blockwise.py").write_text(HEAD + getsource(blockwise) + CLASS, encoding="utf-8")
-names = vtc.methods.load_folder(folder)
+names = vtc.registry.load_folder(folder)
 assert names == ["blockwise"] and "blockwise" in {card.name for card in vtc.list_methods()}
 kit.table(
-    [[p["name"], p["default"], p["help"]] for p in vtc.methods.parameters("blockwise")],
+    [[p["name"], p["default"], p["help"]] for p in vtc.registry.parameters("blockwise")],
     ["hyper-parameter", "default", "what it is"],
 )
 
@@ -343,8 +346,8 @@ def places(run):
 
 
 class Look(vtc.methods.FasterVLM):
-    def reduce(self, view):
-        attention["patches"] = patch_attention(view).clone()
+    def reduce(self, context):
+        attention["patches"] = patch_attention(context).clone()
 
 
 vtc.run(vlm, scene.image, counting.text, method=Look())
@@ -365,8 +368,8 @@ def places(run):
 
 
 class Look(vtc.methods.FasterVLM):
-    def reduce(self, view):
-        attention["patches"] = patch_attention(view).clone()
+    def reduce(self, context):
+        attention["patches"] = patch_attention(context).clone()
 
 
 vtc.run(vlm, scene.image, counting.text, method=Look())
@@ -424,7 +427,7 @@ assert findings == {"blockwise": []}
 slips = {
     "unsorted": ("kept = blockwise(", "kept = scrambled("),
     "waiting": ("(0, best, torch.inf)", "(0, best, scores.max().item() + 1)"),
-    "off_by_one": ("Reduction.select(view.extra + kept, n)", "Reduction.select(view.extra + kept, n - 1)"),
+    "off_by_one": ("Reduction.select(context.extra + kept, n)", "Reduction.select(context.extra + kept, n - 1)"),
 }  # fmt: skip
 broken = folder.parent / "broken"
 broken.mkdir()

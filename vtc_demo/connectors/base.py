@@ -1,8 +1,8 @@
 """What a connector is: a trained module between the vision tower and the decoder, and the method that offers it.
 
 A connector turns the features of the tower into visual tokens and says from which patches each was made. Those that
-rework the attention also hold something for the decoder's layers (`remember`) and run them (`run`); the others leave
-both alone. FLOPs are counted as in `vtc_demo.cost`: every matrix product, 2 per multiply-add.
+rework the attention also hold something for the decoder's layers (`layer_memory`) and run them (`run`); the others
+leave both alone. FLOPs are counted as in `vtc_demo.cost`: every matrix product, 2 per multiply-add.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cost import linear_flops
-from ..methods.base import Method, param
-from ..tokens import Reduction, Site
+from vtc_demo.core.method import Method
+from vtc_demo.core.parameters import param
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.cost import linear_flops
+
+from . import files
 
 RECIPE = (
     "Trained here on generated scenes with the shared, frozen tower of the embedded model, on answers alone: first the "
     "connector with a frozen decoder, then both."
 )
-Held = dict[int, tuple[Tensor, ...]]  # decoder layer -> what it holds of the picture
+LayerMemory = dict[int, tuple[Tensor, ...]]  # decoder layer -> what it holds of the picture
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Connected(NamedTuple):
 class Connector(nn.Module):
     """Base of all. Its constructor takes `Dims`."""
 
-    beside: ClassVar[bool] = False  # its tokens stay out of the decoder's sequence
+    outside: ClassVar[bool] = False  # its tokens stay out of the decoder's sequence
 
     def forward(self, features: Tensor, grid: tuple[int, int], budget: int, **options) -> Connected:
         """features [B, 1 + n, C], CLS first, then the patches of a grid in raster order. budget: tokens asked for."""
@@ -95,14 +98,14 @@ class Connector(nn.Module):
         """Budget and options of one training step on pictures of n patches."""
         return {"budget": n}
 
-    def remember(self, lm: nn.Module, tokens: Tensor, place: int) -> Held:
+    def layer_memory(self, lm: nn.Module, tokens: Tensor, place: int) -> LayerMemory:
         """What decoder layers hold of the tokens [B, m, D]. place: position of the first word after the picture."""
         return {}
 
-    def remember_flops(self, m: int) -> int:
+    def layer_memory_flops(self, m: int) -> int:
         return 0
 
-    def run(self, k: int, layer: nn.Module, h: Tensor, held: Held, sees: Tensor | None, **how) -> Tensor:
+    def run(self, k: int, layer: nn.Module, h: Tensor, held: LayerMemory, sees: Tensor | None, **how) -> Tensor:
         """Decoder layer k on h [B, S, D]. sees [S] bool: which tokens come after the picture; None: all. `how` as for
         a Llama layer: attention_mask (None: causal), position_embeddings, past_key_values."""
         return layer(h, **how)
@@ -127,14 +130,12 @@ class Trained(Method):
 
     @classmethod
     def available(cls):
-        from .store import has  # late: it needs this module
-
-        return has(cls.card.name)
+        return files.has(cls.card.name)
 
     def sites(self, shape):
         return (Site("projector"),)
 
-    def reduce(self, view):
+    def reduce(self, context):
         """The connector itself acts at the projector; nothing is left to choose."""
         return None
 

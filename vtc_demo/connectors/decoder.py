@@ -11,7 +11,7 @@ from .base import split_heads
 Rope = tuple[Tensor, Tensor]
 
 
-def turned(x: Tensor, rope: Rope) -> Tensor:
+def apply_rope(x: Tensor, rope: Rope) -> Tensor:
     """x [B, h, S, d] with the rotary positions rope, [B or 1, S, d] each."""
     cos, sin = (part[:, None] for part in rope)
     low, high = x.chunk(2, -1)  # here and not from transformers, whose import would slow down every list of methods
@@ -28,7 +28,7 @@ def states(
     found = [project(x) for project in (attention.q_proj, attention.k_proj, attention.v_proj)]
     found = found if plus is None else [a + b for a, b in zip(found, plus, strict=True)]
     q, k, v = (split_heads(y, y.shape[-1] // attention.head_dim) for y in found)
-    q, k = turned(q, rope), turned(k, rope)
+    q, k = apply_rope(q, rope), apply_rope(k, rope)
     if cache is not None:
         k, v = cache.update(k, v, attention.layer_idx)
     return q, k, v

@@ -9,11 +9,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..cost import linear_flops
-from ..methods.base import Card, param
-from ..methods.common import top
-from ..methods.pyramiddrop import boundaries
-from ..tokens import Reduction, Site
+from vtc_demo.core.card import Card
+from vtc_demo.core.operations import boundaries, top
+from vtc_demo.core.parameters import param
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, blocks
 from .decoder import states
 

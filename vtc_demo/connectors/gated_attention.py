@@ -11,8 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..cost import attention_flops, linear_flops, mlp_flops
-from ..methods.base import Card, param
+from vtc_demo.core.card import Card
+from vtc_demo.core.parameters import param
+from vtc_demo.cost import attention_flops, linear_flops, mlp_flops
+
 from .base import RECIPE, Connected, Connector, Trained, split_heads, strongest
 from .decoder import fused
 from .perceiver import Resampler
@@ -48,7 +50,7 @@ class GatedBlock(nn.Module):
 class GatedConnector(Connector):
     """The perceiver resampler, and a gated block before every `every`-th decoder layer."""
 
-    beside = True
+    outside = True
 
     def __init__(self, dims, latents: int = 144, depth: int = 2, heads: int = 4, every: int = 2):
         super().__init__()
@@ -68,10 +70,10 @@ class GatedConnector(Connector):
     def draw(self, chance, n):
         return {"budget": round(self.resampler.latents.shape[1] * 16 ** -chance.random())}
 
-    def remember(self, lm, tokens, place):
+    def layer_memory(self, lm, tokens, place):
         return {int(k): block.keys(tokens) for k, block in self.layers.items()}
 
-    def remember_flops(self, m):
+    def layer_memory_flops(self, m):
         return sum(2 * linear_flops(m, b.k_proj.in_features, b.k_proj.out_features) for b in self.layers.values())
 
     def run(self, k, layer, h, held, sees, **how):

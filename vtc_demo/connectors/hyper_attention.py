@@ -11,17 +11,18 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..cost import attention_flops, linear_flops
-from ..methods.base import Card
+from vtc_demo.core.card import Card
+from vtc_demo.cost import attention_flops, linear_flops
+
 from .base import RECIPE, Trained, fixed
-from .decoder import fused, states, turned
+from .decoder import apply_rope, fused, states
 from .llava_mlp import MLPConnector
 
 
 class HyperConnector(MLPConnector):
     """The MLP on every patch; new key and value projections in every `every`-th layer from layer 0 on."""
 
-    beside = True
+    outside = True
     gated: ClassVar[bool]
 
     def __init__(self, dims, every: int = 2):
@@ -34,7 +35,7 @@ class HyperConnector(MLPConnector):
             width = dims.heads * dims.head_dim
             self.gates = nn.ParameterDict({str(k): nn.Parameter(torch.zeros(width)) for k in at})
 
-    def remember(self, lm, tokens, place):
+    def layer_memory(self, lm, tokens, place):
         """Keys and values [B, h, n, d] of each hyper layer, under that layer's own norm; all keys of the picture stand
         at one position (MI-RoPE)."""
         rope = lm.rotary_emb(tokens, torch.full((1, 1), place, device=tokens.device))
@@ -43,10 +44,10 @@ class HyperConnector(MLPConnector):
             x = project(lm.layers[int(k)].input_layernorm(tokens))  # [B, n, h * 2 * d]
             pairs = x.unflatten(-1, (-1, 2, self.head_dim))  # [B, n, h, 2, d], key and value per head
             key, value = (pairs[..., i, :].transpose(1, 2) for i in (0, 1))
-            out[int(k)] = turned(key, rope), value
+            out[int(k)] = apply_rope(key, rope), value
         return out
 
-    def remember_flops(self, m):
+    def layer_memory_flops(self, m):
         return sum(linear_flops(m, layer.in_features, layer.out_features) for layer in self.layers.values())
 
     def run(self, k, layer, h, held, sees, **how):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ..cost import linear_flops
+from vtc_demo.cost import linear_flops
+
 from .base import attend, attend_flops, split_heads
 
 

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..cost import linear_flops
-from ..methods.base import Card
+from vtc_demo.core.card import Card
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, fixed
 
 

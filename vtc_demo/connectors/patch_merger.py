@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from ..cost import linear_flops
-from ..methods.base import Card
+from vtc_demo.core.card import Card
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, blocks, even_shares, fixed
 
 

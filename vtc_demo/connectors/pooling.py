@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..methods.base import Card, param
-from ..methods.common import grid_within
-from ..methods.pool import average
+from vtc_demo.core.card import Card
+from vtc_demo.core.operations import grid_within
+from vtc_demo.core.parameters import param
+from vtc_demo.core.pooling import average
+
 from .base import RECIPE, Connected, Trained
 from .llava_mlp import MLPConnector
 

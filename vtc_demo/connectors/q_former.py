@@ -11,8 +11,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from ..cost import linear_flops
-from ..methods.base import Card, param
+from vtc_demo.core.card import Card
+from vtc_demo.core.parameters import param
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, strongest
 from .layers import Attention, feed_forward, feed_forward_flops
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from . import files
 from .base import Connector, Dims, Trained
+from .files import FACTS, WEIGHTS, has
 
-FOLDER = Path(__file__).resolve().parents[2] / "assets" / "models" / "zoo"
-WEIGHTS, FACTS = "model.safetensors", "zoo.json"
 _fitted: WeakKeyDictionary[Any, dict[tuple[Path, str], Fitted]] = WeakKeyDictionary()
 
 
@@ -31,11 +31,6 @@ class Fitted(NamedTuple):
 
     connector: Connector
     model: nn.Module
-
-
-def has(name: str) -> bool:
-    """Whether the weights of a method are here."""
-    return (FOLDER / name / FACTS).is_file() and (FOLDER / name / WEIGHTS).is_file()
 
 
 def fingerprint(tower: nn.Module) -> str:
@@ -49,7 +44,7 @@ def fingerprint(tower: nn.Module) -> str:
 
 def save(name: str, connector: Connector, model: nn.Module, facts: dict, folder: Path | None = None) -> Path:
     """Write a connector and the decoder of `model`. facts: what else zoo.json shall tell. Returns its folder."""
-    out = (folder or FOLDER) / name
+    out = (folder or files.FOLDER) / name
     out.mkdir(parents=True, exist_ok=True)
     parts = {"connector": connector, "decoder": model.model.language_model, "lm_head": model.lm_head}
     weights = {
@@ -69,25 +64,25 @@ def fit(vlm, method: Trained) -> Fitted:
     Raises ValueError if the weights are not here, are broken, or belong to another tower.
     """
     name, loaded = method.card.name, _fitted.setdefault(vlm, {})
-    if (FOLDER, name) not in loaded:
-        loaded[FOLDER, name] = _load(vlm, name, method.connector)
-    return loaded[FOLDER, name]
+    if (files.FOLDER, name) not in loaded:
+        loaded[files.FOLDER, name] = _load(vlm, name, method.connector)
+    return loaded[files.FOLDER, name]
 
 
 def _load(vlm, name: str, kind: type[Connector]) -> Fitted:
     if not has(name):
-        raise ValueError(f"{name} has no weights in {FOLDER}; train it with: python -m vtc_demo train zoo {name}")
+        raise ValueError(f"{name} has no weights in {files.FOLDER}; train it with: python -m vtc_demo train zoo {name}")
     foreign = (
         f"{name} was trained for the embedded model, on top of its vision tower; {vlm.name} is another. Choose the "
         "embedded model, or a method that needs no training"
     )
     try:
-        facts = json.loads((FOLDER / name / FACTS).read_text(encoding="utf-8"))
+        facts = json.loads((files.FOLDER / name / FACTS).read_text(encoding="utf-8"))
         if vlm.config.model_type != "llava" or asdict(Dims.of(vlm.config)) != facts["dims"]:
             raise ValueError(foreign)
         if fingerprint(vlm.model.model.vision_tower) != facts["tower"]:
             raise ValueError(f"{foreign}; or train it anew for this tower: python -m vtc_demo train zoo {name}")
-        weights = load_file(FOLDER / name / WEIGHTS)
+        weights = load_file(files.FOLDER / name / WEIGHTS)
         connector, model = kind(Dims.of(vlm.config)), joined(vlm.model)
         for part, module in (
             ("connector", connector),
@@ -97,7 +92,7 @@ def _load(vlm, name: str, kind: type[Connector]) -> Fitted:
             module.load_state_dict({k[len(part) + 1 :]: v for k, v in weights.items() if k.startswith(f"{part}.")})
     except (OSError, KeyError, RuntimeError, json.JSONDecodeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"the weights of {name} in {FOLDER / name} cannot be read: {reason}") from error
+        raise ValueError(f"the weights of {name} in {files.FOLDER / name} cannot be read: {reason}") from error
     return Fitted(connector.to(vlm.device, vlm.dtype).eval(), model)
 
 

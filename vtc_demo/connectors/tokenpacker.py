@@ -8,8 +8,10 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..cost import linear_flops
-from ..methods.base import Card, param
+from vtc_demo.core.card import Card
+from vtc_demo.core.parameters import param
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, attend, attend_flops, blocks, split_heads
 
 SIDES = (2, 3, 4)  # of a region

@@ -8,8 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..cost import linear_flops
-from ..methods.base import Card
+from vtc_demo.core.card import Card
+from vtc_demo.cost import linear_flops
+
 from .base import RECIPE, Connected, Connector, Trained, fixed, strongest
 from .decoder import fused, states
 from .layers import Attention, feed_forward, feed_forward_flops
@@ -67,7 +68,7 @@ class VLoRAConnector(Connector):
     tokens: the factors A of all types, [B, layers, types * D * rank]. Provenance: what each layer's queries attend to.
     """
 
-    beside = True
+    outside = True
 
     def __init__(self, dims, width: int = 64, heads: int = 4, depth: int = 2, rank: int = 8):
         super().__init__()
@@ -90,7 +91,7 @@ class VLoRAConnector(Connector):
     def flops(self, n, m):
         return linear_flops(n, *self.enter.weight.T.shape) + sum(g.flops(n) for g in self.layers.values())
 
-    def remember(self, lm, tokens, place):
+    def layer_memory(self, lm, tokens, place):
         sizes = [self.inputs[t] * self.rank for t in TYPES]
         factors = [a.unflatten(-1, (-1, self.rank)) for a in tokens.split(sizes, -1)]  # [B, L, in, rank] each
         return {k: tuple(a[:, k] for a in factors) for k in range(tokens.shape[1])}

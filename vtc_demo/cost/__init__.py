@@ -7,15 +7,7 @@ reproduced. Never compare numbers of two conventions.
 
 from . import layers
 from .conventions import CONVENTIONS, Convention, flops
-from .counts import (
-    attention_flops,
-    causal_pairs,
-    linear_flops,
-    mlp_flops,
-    rows_attention_flops,
-    run_flops,
-    turn_flops,
-)
+from .counts import attention_flops, causal_pairs, linear_flops, mlp_flops, rows_attention_flops, run_flops, turn_flops
 from .layers import Work
 from .memory import expected_speedup, kv_bytes, kv_bytes_per_layer, roofline, weight_bytes
 from .spec import SPECS, ModelSpec

@@ -16,12 +16,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..images import load_rgb
-from ..methods import resolve
-from ..methods.base import Method
-from ..models import VLM
-from ..models.layout import Prompt
-from ..results import Run
+from vtc_demo.core.images import load_rgb
+from vtc_demo.core.method import Method
+from vtc_demo.core.run import Run
+from vtc_demo.models import VLM
+from vtc_demo.models.layout import Prompt
+from vtc_demo.registry import resolve
+
 from .language import Prefilled
 from .one_pass import Pass
 

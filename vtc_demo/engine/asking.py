@@ -8,16 +8,18 @@ from typing import Any
 
 from torch import Tensor
 
-from ..attention import EncoderProbe
-from ..connectors import store
-from ..connectors.base import Connector
-from ..measure import Stopwatch
-from ..methods.base import Method, ModelShape
-from ..models import VLM
-from ..models.layout import Layout
-from ..rearrange import in_order, joined, shrink
-from ..tokens import Reduction, Site, Trace
-from ..view import SiteView
+from vtc_demo.connectors import store
+from vtc_demo.connectors.base import Connector
+from vtc_demo.core.clock import Stopwatch
+from vtc_demo.core.method import Method
+from vtc_demo.core.rearrange import concatenate_blocks, in_order, shrink
+from vtc_demo.core.shape import ModelShape
+from vtc_demo.core.tokens import Reduction, Site, Trace
+from vtc_demo.models import VLM
+from vtc_demo.models.attention import EncoderProbe
+from vtc_demo.models.layout import Layout
+
+from .context import SiteContext
 
 
 class Asking:
@@ -58,8 +60,8 @@ class Asking:
         self.layout, extra, layers = layout, layout.extra, self.shape.llm_layers
         grid = layout.crops[0].grid if len(layout.crops) == 1 else (1, layout.units)
         drawn = self.shape.grid if self.side else layout.sheet[0]
-        beside = self.connector is not None and self.connector.beside
-        self.trace = Trace(drawn, extra, layers, cells=layout.cells, beside=beside)
+        beside = self.connector is not None and self.connector.outside
+        self.trace = Trace(drawn, extra, layers, cells=layout.cells, outside=beside)
         if self.side:
             self.trace.add(Site("input_image"), shrink(drawn, grid, extra))
         self.shape = replace(self.shape, grid=grid)
@@ -108,7 +110,7 @@ class Asking:
 
     def _ask(self, site: Site, hidden: Tensor, shape: ModelShape, index: int | None, **state) -> Reduction | None:
         state = {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace} | state
-        view = SiteView(site, shape, hidden, memory=self.memory[index], **state)
+        view = SiteContext(site, shape, hidden, memory=self.memory[index], **state)
         reduction = self.method.reduce(view)
         n, width = hidden.shape
         self.overhead += view.spent + self.method.overhead_flops(site, n, width, shape)
@@ -136,4 +138,4 @@ class Asking:
             found.append((part, one))
         if all(one is None for _, one in found):
             return None
-        return in_order(joined(found, len(hidden)))
+        return in_order(concatenate_blocks(found, len(hidden)))

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from .. import compiled
-from ..attention import DecoderHalves, DecoderProbe
-from ..connectors.base import Held
-from ..models.layout import Prompt
-from ..tokens import Reduction, Site
+from vtc_demo.connectors.base import LayerMemory
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.models.attention import DecoderHalves, DecoderProbe
+from vtc_demo.models.layout import Prompt
+
+from . import compiled
 from .asking import Asking
 from .vision import Projected
 
@@ -21,7 +22,7 @@ from .vision import Projected
 class Prefilled:
     """What decoding goes on from. positions [layers]: the position that the first decoded token takes in each layer."""
 
-    held: Held  # what a connector keeps of the picture for the layers
+    held: LayerMemory  # what a connector keeps of the picture for the layers
     cache: DynamicCache
     positions: list[int]
     token: Tensor  # [1], the first of the answer
@@ -87,7 +88,7 @@ class Language(Asking):
         previous, held_beside, sees = None, {}, None
         if beside is not None:
             place = int(prompt.visual[0])  # of the first word after the picture, which has none of its own
-            held_beside = self.connector.remember(lm, beside, place)
+            held_beside = self.connector.layer_memory(lm, beside, place)
             sees = torch.arange(length, device=h.device) >= place
 
         def view(h, **probes):
@@ -150,7 +151,7 @@ class Language(Asking):
         cached = [layer.keys.shape[-2] - text for layer in cache.layers]
         return Prefilled(held_beside, cache, positions, token, text, fed, cached)
 
-    def _layer(self, k: int, layer, h: Tensor, held: Held, sees: Tensor | None, **how) -> Tensor:
+    def _layer(self, k: int, layer, h: Tensor, held: LayerMemory, sees: Tensor | None, **how) -> Tensor:
         """Decoder layer k: by way of the connector if there is one, or compiled if the model is."""
         if self.connector is not None:
             return self.connector.run(k, layer, h, held, sees, **how)

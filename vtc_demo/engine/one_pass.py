@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from .. import cost
-from ..measure import timings_ms
-from ..methods.base import Method
-from ..models import VLM
-from ..results import Run
+from vtc_demo import cost
+from vtc_demo.core.clock import timings_ms
+from vtc_demo.core.method import Method
+from vtc_demo.core.run import Run
+from vtc_demo.models import VLM
+
 from .language import Language, Prefilled
 from .vision import Encoded, Vision
 
@@ -60,7 +61,7 @@ class Pass(Vision, Language):
         )
         if self.connector is not None:
             m = self.trace.steps[0].reduction.m
-            flops["projector"] = self.connector.flops(self.shape.patches, m) + self.connector.remember_flops(m)
+            flops["projector"] = self.connector.flops(self.shape.patches, m) + self.connector.layer_memory_flops(m)
         return self.with_connector(flops, prefilled.text_tokens, new_tokens)
 
     def with_connector(self, flops: dict[str, int], fed: int, new_tokens: int) -> dict[str, int]:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..attention import EncoderHalves, EncoderProbe
-from ..models.layout import Inputs, Layout
-from ..tokens import Reduction, Site
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.models.attention import EncoderHalves, EncoderProbe
+from vtc_demo.models.layout import Inputs, Layout
+
 from .asking import Asking
 
 
@@ -123,7 +124,7 @@ class Vision(Asking):
         visual = adapter.pack(model, adapter.project(model, features[None]), layout)  # [1, n, D]
         if layout.blend is not None:
             stand = torch.arange(layout.units, device=visual.device)
-        deep = [adapter.project_deep(model, i, d[None]) for i, d in enumerate(deep)]
+        deep = [adapter.project_deepstack(model, i, d[None]) for i, d in enumerate(deep)]
         reduction = self.ask(Site("llm_input"), visual[0], stand, extra=0)
         if reduction is not None:
             visual, stand = reduction.apply(visual), stand[reduction.anchor]
@@ -136,7 +137,7 @@ class Vision(Asking):
         made = self.connector(features[None], self.shape.grid, method.keep(patches), **method.options())
         reduction = made.reduction(len(features))
         self.trace.add(Site("projector"), reduction)
-        if self.connector.beside:
+        if self.connector.outside:
             none = features.new_zeros(1, 0, self.vlm.spec.hidden)
             return Projected(none, reduction.anchor[:0], [], made.tokens)
         return Projected(made.tokens, reduction.anchor, [])

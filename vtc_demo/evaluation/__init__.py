@@ -15,7 +15,8 @@ def main(argv: list[str] | None = None) -> int:
     """Evaluate methods on held-out questions, write the record, optionally put the table into a Markdown file."""
     if argv and argv[0] in OWN_OPTIONS:
         return import_module(f".{OWN_OPTIONS[argv[0]]}", __package__).main(argv[1:])
-    from .. import methods, models
+    from vtc_demo import models, registry
+
     from .accuracy import evaluate, markdown
 
     parser = argparse.ArgumentParser(prog="vtc_demo evaluate", description="Accuracy on held-out generated scenes.")
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--markdown", type=Path, help=f"write the table between {BEGIN} and {END} of this file")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
     args = parser.parse_args(argv)
-    chosen = [methods.resolve(m) for m in args.methods]
+    chosen = [registry.resolve(m) for m in args.methods]
     record = evaluate(models.load_vlm(args.model), chosen, args.questions)
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)

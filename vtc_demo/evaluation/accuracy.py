@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .. import engine, measure, world
-from ..methods import resolve
-from ..methods.base import Method
-from ..models import VLM
-from ..results import Run
+from vtc_demo import engine, world
+from vtc_demo.core import environment
+from vtc_demo.core.method import Method
+from vtc_demo.core.run import Run
+from vtc_demo.models import VLM
+from vtc_demo.registry import resolve
+
 from .intervals import share
 from .questions import held_out
 
@@ -58,7 +60,7 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
         "questions": questions,
         "split": "eval",
         "rows": rows,
-        "environment": measure.environment(vlm.device, vlm.dtype),
+        "environment": environment.environment(vlm.device, vlm.dtype),
     }
 
 

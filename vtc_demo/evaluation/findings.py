@@ -6,11 +6,13 @@ import json
 from functools import lru_cache
 from pathlib import Path
 
-from .. import methods
-from ..methods.base import Card
+from vtc_demo import registry
+from vtc_demo.core.assets import MEASUREMENTS
+from vtc_demo.core.card import Card
+
 from .zoo_tables import is_beside, recipe
 
-RECORDS = Path(__file__).resolve().parents[2] / "assets" / "measurements"
+RECORDS = MEASUREMENTS
 BUDGETS = (192, 128, 64)  # those of the papers' tables
 BASELINES = ("random", "uniform", "pool")
 
@@ -21,7 +23,7 @@ def finding(card: Card, records: Path = RECORDS) -> str:
     records: folder with embedded_sweep.json, bench-cpu.json and, for trained connectors, zoo.json; what is not recorded
     is not told.
     """
-    if card.name in methods.trained():
+    if card.name in registry.trained():
         parts = [_trained(card.name, _zoo(records)), card.finding]
     else:
         parts = [_accuracy(card.name, _sweep(records)), _speed(_bench(records).get(card.name)), card.finding]
@@ -158,13 +160,13 @@ def _rows(file: Path) -> list[dict]:
     """The rows of a record that were run at default settings."""
     if not file.is_file():
         return []
-    known = {card.name for card in methods.list_methods()}
+    known = {card.name for card in registry.list_methods()}
     rows = [row for row in json.loads(file.read_text())["rows"] if row["method"]["method"] in known]
     return [row for row in rows if row["method"] == _default(row["method"])]
 
 
 def _default(spec: dict) -> dict:
-    return methods.resolve({k: spec[k] for k in ("method", "retention")}).spec()
+    return registry.resolve({k: spec[k] for k in ("method", "retention")}).spec()
 
 
 @lru_cache(maxsize=2)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from .. import world
+from vtc_demo import world
 
 PER_SCENE = 16
 FEW = 4  # of different kinds per scene where questions are balanced

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .. import measure, world
-from ..methods.base import Method
-from ..results import Run
+from vtc_demo import world
+from vtc_demo.benchmark import timing
+from vtc_demo.core.method import Method
+from vtc_demo.core.run import Run
+
 from .accuracy import graded
 from .intervals import Scenes, share
 
@@ -104,7 +106,7 @@ def _row(point: Point, points: Sequence[Point], scenes: Scenes, parts: dict[str,
         "family": card.family,
         "tokens": point.tokens,
         **{name: round(point.totals[name] / n, 2) for name in MEANS},
-        "ttft_ms": {name: round(value, 2) for name, value in measure.spread(point.ttft_ms).items()},
+        "ttft_ms": {name: round(value, 2) for name, value in timing.spread(point.ttft_ms).items()},
         "all": _part(point, range(n), scenes),
         "kinds": {kind: _part(point, *part) for kind, part in parts.items()},
         "minus": {name: _difference(point, points, name, scenes) for name in REFERENCES},

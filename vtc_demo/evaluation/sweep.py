@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .. import engine, measure, methods, world
-from ..models import VLM
+from vtc_demo import engine, registry, world
+from vtc_demo.core import environment
+from vtc_demo.models import VLM
+
 from .questions import balanced
 from .records import Asked, Point, key_of, rows
 
@@ -58,7 +60,7 @@ def plan(
     for name in (*BASELINES, *chosen):
         if isinstance(name, str) and "@" in name:
             raise ValueError(f"{name!r}: a sweep sets the retention itself; name the method alone and give tokens")
-        for point in _points(methods.resolve(name), tokens, patches):
+        for point in _points(registry.resolve(name), tokens, patches):
             points[point.key] = point
     return Plan(tuple(points.values()), questions, kinds)
 
@@ -75,9 +77,9 @@ def _budgets(tokens: Iterable[int], patches: int) -> list[int]:
 
 
 def _points(method, tokens: list[int], patches: int) -> list[Point]:
-    if not any(p["name"] == "retention" for p in methods.parameters(method.card.name)):
+    if not any(p["name"] == "retention" for p in registry.parameters(method.card.name)):
         return [Point(method, None)]
-    return [Point(methods.resolve(method, retention=n / patches), n) for n in tokens]
+    return [Point(registry.resolve(method, retention=n / patches), n) for n in tokens]
 
 
 def sweep(vlm: VLM, chosen: Iterable, tokens: Iterable[int] = TOKENS, **options) -> dict:
@@ -124,7 +126,7 @@ class Work:
             "model": {"name": self.vlm.name, "weights": fingerprint(self.vlm.model), "patches": self.vlm.shape.patches},
             "split": "eval",
             "kinds": list(self.plan.kinds),
-            "environment": measure.environment(self.vlm.device, self.vlm.dtype),
+            "environment": environment.environment(self.vlm.device, self.vlm.dtype),
         }
 
     def go_on_from(self, record: dict) -> None:

@@ -11,14 +11,15 @@ SAVE_SECONDS = 20  # between two savings of an unfinished record
 
 def main(argv: list[str] | None = None) -> int:
     """Run a sweep, or go on with the one in --out."""
-    from .. import methods, models
+    from vtc_demo import models, registry
+
     from . import records
     from .sweep import BASELINES, TOKENS, sweep_events
 
     args = _parser(TOKENS).parse_args(argv)
     for folder in args.methods_dir:
-        methods.load_folder(folder)
-    chosen = args.methods or [c.name for c in methods.list_methods() if c.training_free and c.name not in BASELINES]
+        registry.load_folder(folder)
+    chosen = args.methods or [c.name for c in registry.list_methods() if c.training_free and c.name not in BASELINES]
     resume = records.read(args.out) if args.out and args.out.exists() else None
     vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
     options = {"questions": args.questions, "resume": resume} | ({"kinds": args.kinds} if args.kinds else {})

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import torch
 
-from .. import engine, methods, models, world
-from ..bench import at_budgets
-from ..connectors import store
-from ..matching import Matcher
-from ..methods.base import Method
-from ..models import VLM
+from vtc_demo import engine, models, registry, world
+from vtc_demo.benchmark.bench import at_budgets
+from vtc_demo.comparison.matching import Matcher
+from vtc_demo.connectors import files as weights_on_disk
+from vtc_demo.core.method import Method
+from vtc_demo.models import VLM
+
 from . import records
 from .questions import balanced
 from .records import Point
@@ -65,11 +66,13 @@ def events(
     names: trained methods (default: all whose weights are here). resume: a record of the same to go on from. Raises
     ValueError for bad input before the first event.
     """
-    names = list(names) or [name for name in methods.trained() if store.has(name)]
+    names = list(names) or [name for name in registry.trained() if weights_on_disk.has(name)]
     if not names:
-        raise ValueError(f"no trained connector lies in {store.FOLDER}; train them with: python -m vtc_demo train zoo")
-    if strangers := [name for name in names if name not in methods.trained()]:
-        raise ValueError(f"{', '.join(strangers)}: not of the zoo; choose from {', '.join(methods.trained())}")
+        raise ValueError(
+            f"no trained connector lies in {weights_on_disk.FOLDER}; train them with: python -m vtc_demo train zoo"
+        )
+    if strangers := [name for name in names if name not in registry.trained()]:
+        raise ValueError(f"{', '.join(strangers)}: not of the zoo; choose from {', '.join(registry.trained())}")
     if questions < 1:
         raise ValueError(f"questions must be 1 or more, got {questions}")
     chosen = points([*free(), *names], tokens, vlm.shape.patches)
@@ -77,7 +80,7 @@ def events(
     known = {point.key: point for point in chosen}
     for group in equal:
         for spec in group["others"]:
-            point = Counted(methods.resolve(spec), round(spec["retention"] * vlm.shape.patches))
+            point = Counted(registry.resolve(spec), round(spec["retention"] * vlm.shape.patches))
             known.setdefault(point.key, point)
     work = Work(vlm, Plan(tuple(known.values()), questions, tuple(world.KINDS)))
     projector = sum(p.numel() for p in vlm.model.model.multi_modal_projector.parameters())
@@ -92,12 +95,12 @@ def events(
 
 def free() -> list[str]:
     """The methods that need no training."""
-    return [card.name for card in methods.list_methods() if methods.get(card.name).connector is None]
+    return [card.name for card in registry.list_methods() if registry.get(card.name).connector is None]
 
 
 def beside(method: Method) -> bool:
     """Whether it puts no visual token into the sequence."""
-    return method.connector is not None and method.connector.beside
+    return method.connector is not None and method.connector.outside
 
 
 def points(names: Sequence[str], tokens: Sequence[int], patches: int) -> list[Counted]:
@@ -108,8 +111,8 @@ def points(names: Sequence[str], tokens: Sequence[int], patches: int) -> list[Co
 
 def weights(name: str) -> dict:
     """What is known of a method's weights: steps of training, parameters of the connector, a hash of the file."""
-    facts = json.loads((store.FOLDER / name / store.FACTS).read_text(encoding="utf-8"))
-    digest = hashlib.sha256((store.FOLDER / name / store.WEIGHTS).read_bytes()).hexdigest()[:16]
+    facts = json.loads((weights_on_disk.FOLDER / name / weights_on_disk.FACTS).read_text(encoding="utf-8"))
+    digest = hashlib.sha256((weights_on_disk.FOLDER / name / weights_on_disk.WEIGHTS).read_bytes()).hexdigest()[:16]
     return {"steps": facts["steps"], "batch": facts["batch"], "parameters": facts["parameters"], "weights": digest}
 
 
@@ -134,7 +137,7 @@ def equal_flops(vlm: VLM, chosen: Sequence[Method]) -> list[dict]:
 
 
 def _at_cost(matcher: Matcher) -> dict:
-    solved = [matcher.solve(methods.resolve(name)) for name in free() if name != "full"]
+    solved = [matcher.solve(registry.resolve(name)) for name in free() if name != "full"]
     near = {m.method.card.name for m in solved if abs(m.reached - m.target) <= NEAR * m.target}
     return {
         "others": [m.method.spec() for m in solved if m.method.card.name in near],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import methods, viz
+from vtc_demo import registry
+from vtc_demo.figures import viz
+
 from .intervals import Scenes
 
 REFERENCE = "llava-mlp"  # the connector that compresses nothing, under the same recipe
@@ -16,12 +18,12 @@ def markdown(record: dict) -> str:
 
 
 def is_trained(row: dict) -> bool:
-    return row["method"]["method"] in methods.trained()
+    return row["method"]["method"] in registry.trained()
 
 
 def is_beside(row: dict) -> bool:
     """Whether it puts no visual token into the sequence."""
-    return is_trained(row) and methods.trained()[row["method"]["method"]].connector.beside
+    return is_trained(row) and registry.trained()[row["method"]["method"]].connector.outside
 
 
 def find(record: dict, spec: dict) -> dict | None:
@@ -96,7 +98,7 @@ def _equal(record: dict, group: dict) -> str:
     ]
     lines = [[name(row), *_at(row), *("" for _ in rows)] for row in rows]
     lines += [[name(other), *_at(other), *(difference(record, row, other) for row in rows)] for other in others]
-    cannot = ", ".join(f"{methods.get(m).card.title} ({note})" for m, note in group["cannot"].items())
+    cannot = ", ".join(f"{registry.get(m).card.title} ({note})" for m, note in group["cannot"].items())
     title = f"### Equal FLOPs: {', '.join(_plain(row) for row in rows)}"
     return f"{title}\n\n{table(heads, lines)}" + (f"\n\nNot at this cost: {cannot}." if cannot else "")
 

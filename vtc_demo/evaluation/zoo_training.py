@@ -7,11 +7,12 @@ import json
 from html import escape
 from pathlib import Path
 
-from .. import methods, world
+from vtc_demo import registry, world
+from vtc_demo.core.assets import MEASUREMENTS
+
 from .zoo_tables import table
 
-ROOT = Path(__file__).resolve().parents[2]
-LOG = ROOT / "assets" / "measurements" / "zoo_training.jsonl"
+LOG = MEASUREMENTS / "zoo_training.jsonl"
 BEGIN, END = "<!-- zoo-training:begin -->", "<!-- zoo-training:end -->"
 HUES = dict(zip(world.KINDS, ("#64748b", "#ea580c", "#7c3aed", "#0891b2", "#dc2626", "#65a30d", "#db2777", "#2563eb")))
 
@@ -34,7 +35,7 @@ def read(path: Path = LOG) -> dict[str, Course]:
             stage[entry["step"]] = entry
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as a log of `train zoo`: {type(error).__name__}: {error}") from None
-    known = [name for name in methods.trained() if name in found]
+    known = [name for name in registry.trained() if name in found]
     if not known:
         raise ValueError(f"{path} has no entry of a method of the zoo; it is written by: python -m vtc_demo train zoo")
     return {name: _joined(found[name]) for name in known}
@@ -49,7 +50,7 @@ def _joined(stages: dict[str, dict[int, dict]]) -> Course:
 
 
 def title(name: str) -> str:
-    return methods.trained()[name].card.title
+    return registry.trained()[name].card.title
 
 
 def ends(course: Course) -> list[int]:

@@ -1,7 +1,7 @@
 """A method in one file. Copy it, give class and card names of their own, write the maths and the hook.
 
 Copied into vtc_demo/methods it is found at the next start. Copied into another folder it is found with
-`--methods FOLDER` or `vtc_demo.methods.load_folder(FOLDER)`. A file named template.py itself, or with a leading
+`--methods FOLDER` or `vtc_demo.registry.load_folder(FOLDER)`. A file named template.py itself, or with a leading
 underscore, is not loaded. Nothing else has to be edited: lists, page, shell and contract tests find the class.
 
 This example keeps the tokens with the largest norm.
@@ -14,9 +14,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from vtc_demo.methods.base import Card, Method, param
-from vtc_demo.methods.common import top
-from vtc_demo.tokens import Reduction, Site
+from vtc_demo.core.card import Card
+from vtc_demo.core.method import Method
+from vtc_demo.core.operations import top
+from vtc_demo.core.parameters import param
+from vtc_demo.core.tokens import Reduction, Site
 
 
 # 1. The maths: pure functions on plain tensors. State the shapes. Do not read values back from the device (.item(),
@@ -48,13 +50,13 @@ class Mine(Method):
         """Where `reduce` is called. `shape` says which layers the model has; raise ValueError if one is missing."""
         return (Site("llm_input"),)
 
-    def reduce(self, view):
+    def reduce(self, context):
         """Called at each of the sites. Return a Reduction (select, merge, from_dense), or None to change nothing.
 
-        `view` shows the tokens [n, C], their places, sizes and, on request, attention rows; see `base.View`.
+        `context` shows the tokens [n, C], their places, sizes, attention rows on request; see `HookContext`.
         """
-        n = view.hidden.shape[0]
-        return Reduction.select(top(norms(view.hidden, self.power), self.keep(n)), n)
+        n = context.hidden.shape[0]
+        return Reduction.select(top(norms(context.hidden, self.power), self.keep(n)), n)
 
     def overhead_flops(self, site, n, dim, shape):
         """Work of the functions above, 2 FLOPs per multiply-add."""

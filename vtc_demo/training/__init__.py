@@ -6,7 +6,8 @@ import argparse
 import json
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+from vtc_demo.core.assets import ASSETS
+
 JSON_HELP = "print what was written and the last row of each stage's log as JSON"
 
 
@@ -21,10 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         prog="vtc_demo train", description="Train what assets/models ships; resumes by itself."
     )
     parser.add_argument("what", choices=["embedded", "zoo"], help="the model to train")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "embedded", help="checkpoints and log")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "assets" / "models" / "embedded", help="where the model goes"
-    )
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "embedded", help="checkpoints and log")
+    parser.add_argument("--out", type=Path, default=ASSETS / "models" / "embedded", help="where the model goes")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies every number of steps (0.01 for a trial)")
     parser.add_argument("--batch", type=int, help="items per step, in place of the recipe's")
     parser.add_argument("--start", type=Path, metavar="FOLDER", help="go on from a saved model")

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from .. import world
-from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
+from vtc_demo import world
+from vtc_demo.world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
 
 GRID = 24  # patches per side of the full picture
 PATCH = 14

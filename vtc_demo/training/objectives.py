@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
+from vtc_demo.world.vocabulary import COLOURS, KINDS, PATTERNS, THINGS
+
 from .data import ASKED, CHARS, GRID, IGNORE, normalise
 
 CLASSES = {

@@ -26,16 +26,18 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import AutoProcessor
 
-from .. import methods
-from ..connectors import Connected, Connector, Dims, store
-from ..models import EMBEDDED
+from vtc_demo import registry
+from vtc_demo.connectors import files as weights_on_disk
+from vtc_demo.connectors import store
+from vtc_demo.connectors.base import Connected, Connector, Dims
+from vtc_demo.models import EMBEDDED
+
 from . import JSON_HELP, build, report
 from .data import GRID, IGNORE, PackedQuestions, normalise
 from .loop import Stage, run_stage
 from .objectives import AnswerObjective, encode, pack_mask
 from .recipe import FULL
 
-ROOT = Path(__file__).resolve().parents[2]
 FIRST = 7 * 10**7  # seed of the first scene; no other stage of a recipe comes near
 TEXT = 288  # packed words per picture
 WORDS = ("ids", "target", "block", "offset", "kind")
@@ -131,7 +133,7 @@ class ZooObjective(nn.Module):
     def decode(self, made: Connected, batch: dict, budget: int) -> Tensor:
         """-> hidden states of the words [B, text, D]. Positions are counted through, as in the engine."""
         lm, connector, b, p = self.decoder, self.projector, len(batch["ids"]), len(self.prefix)
-        image, device = [] if connector.beside else [made.tokens], made.tokens.device
+        image, device = [] if connector.outside else [made.tokens], made.tokens.device
         n = sum(tokens.shape[1] for tokens in image)
         present = torch.ones(b, n, dtype=torch.bool, device=device) if made.present is None else made.present
         prefix = torch.tensor(self.prefix, device=device).expand(b, -1)
@@ -142,7 +144,7 @@ class ZooObjective(nn.Module):
         rope = lm.rotary_emb(h, torch.cat([start, p + present.cumsum(1) - present.long(), after], 1))
         mask = pack_mask(p + n, batch["block"])
         mask[:, :, p : p + n] &= present[:, None]
-        held = connector.remember(lm, made.tokens, p) if connector.beside else {}
+        held = connector.layer_memory(lm, made.tokens, p) if connector.outside else {}
         sees = torch.arange(h.shape[1], device=h.device) >= p
         pack = Pack(p, n, batch["block"], (batch["block"] >= 0) & (batch["target"] == IGNORE), counts, budget)
         entered = None
@@ -170,7 +172,7 @@ def train_zoo(
     results below `out` (default: assets/models/zoo). Returns what it wrote. Raises ValueError for an unknown name or a
     count below 1.
     """
-    known = methods.trained()
+    known = registry.trained()
     if unknown := set(names) - set(known):
         raise ValueError(f"no trained method {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
     if min(steps, tune, batch, images) < 1:
@@ -214,8 +216,8 @@ def main(argv: list[str]) -> int:
         prog="vtc_demo train zoo", description="Train the connectors of assets/models/zoo; resumes by itself."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="methods; default: all that need training")
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "zoo", help="features, checkpoints and log")
-    parser.add_argument("--out", type=Path, default=store.FOLDER, help="where the weights go")
+    parser.add_argument("--folder", type=Path, default=Path("runs") / "zoo", help="features, checkpoints and log")
+    parser.add_argument("--out", type=Path, default=weights_on_disk.FOLDER, help="where the weights go")
     parser.add_argument("--steps", type=int, default=ALIGN, help=f"with the decoder frozen (default: {ALIGN})")
     parser.add_argument("--tune", type=int, default=TUNE, help=f"of connector and decoder together (default: {TUNE})")
     parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures per step (default: {BATCH})")

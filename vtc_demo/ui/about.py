@@ -9,12 +9,12 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import cost
-from ..atlas import ROOT
-from ..evaluation.zoo_training import ALT
+from vtc_demo import cost
+from vtc_demo.core.assets import ASSETS, MEASUREMENTS
+from vtc_demo.evaluation.zoo_training import ALT
 
-RECORDS = ROOT / "assets" / "measurements"
-COURSE = ROOT / "assets" / "zoo_training.svg"
+RECORDS = MEASUREMENTS
+COURSE = ASSETS / "zoo_training.svg"
 MODEL, TEXT_TOKENS, KEPT = "llava-1.5-7b", 64, 64  # of the table of conventions
 
 SHOWN = """

@@ -6,7 +6,8 @@ import logging
 
 import gradio as gr
 
-from ..images import load_rgb
+from vtc_demo.core.images import load_rgb
+
 from . import serve
 
 

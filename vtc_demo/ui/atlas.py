@@ -10,9 +10,12 @@ from itertools import cycle
 
 import gradio as gr
 
-from .. import atlas, methods, viz
-from ..evaluation.findings import finding
-from ..tokens import SITE_ORDER
+from vtc_demo import registry
+from vtc_demo.atlas import papers as atlas
+from vtc_demo.core.tokens import SITE_ORDER
+from vtc_demo.evaluation.findings import finding
+from vtc_demo.figures import viz
+
 from . import controls
 
 NOWHERE = "none"  # the place of papers that reduce nothing inside a vision-language model
@@ -31,7 +34,7 @@ INTRO = (
 def build(model: str = "embedded") -> None:
     """The tab. model: name of the page's model; what it cannot run is shown as not running here."""
     book = atlas.load()
-    record = papers(book, methods.suiting(model))
+    record = papers(book, registry.suiting(model))
     families = [
         {"name": name, "about": about, "hue": hue}
         for (name, about), hue in zip(book.families.items(), hues(book.families).values())

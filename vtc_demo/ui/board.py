@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .. import viz
+from vtc_demo.figures import viz
+
 from . import cards
 from .share import View, query
 

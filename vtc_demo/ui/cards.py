@@ -6,7 +6,8 @@ from html import escape
 
 import numpy as np
 
-from .. import viz
+from vtc_demo.figures import viz
+
 from . import summary
 
 LONG = 12  # characters of an answer that still fit in large type

@@ -8,8 +8,10 @@ import time
 
 import gradio as gr
 
-from .. import methods, viz
-from ..images import load_rgb
+from vtc_demo import registry
+from vtc_demo.core.images import load_rgb
+from vtc_demo.figures import viz
+
 from . import cards, composer, controls, export, share
 from .board import Board
 from .brake import QUIET, Brake
@@ -34,7 +36,7 @@ class Compare:
 
     def __init__(self, stream, total: int, small_world: bool, model: str = "embedded"):
         self.stream, self.total, self.small_world, self.model = stream, total, small_world, model
-        self.cards = methods.suiting(model)
+        self.cards = registry.suiting(model)
         self.hues = viz.colours(self.cards)
         self.seconds = 0.0  # of the last whole comparison
 
@@ -49,7 +51,7 @@ class Compare:
             if not head.get("on", True):
                 continue
             spec = {"method": head["method"], **head.get("params", {})}
-            if apart and any(p["name"] == "retention" for p in methods.parameters(head["method"])):
+            if apart and any(p["name"] == "retention" for p in registry.parameters(head["method"])):
                 kept = head["tokens"] if head.get("own") else view.tokens
                 spec["retention"] = min(1.0, max(0.01, kept / self.total))
             columns.append(column)
@@ -150,7 +152,7 @@ class Compare:
         try:
             view = share.read(text, first, self.total)
             for head in view.columns if view else ():
-                methods.check_suits(head["method"], self.model)
+                registry.check_suits(head["method"], self.model)
         except ValueError as error:
             known = f"This link cannot be restored: {str(error)[:300].rstrip('.')}. Here is the first view instead"
             return *self._refused(ValueError(known)), *[gr.skip()] * 5
@@ -234,7 +236,7 @@ class Compare:
         if column == 0:
             full = next(c for c in self.cards if c.name == "full")
             return gr.HTML(controls.reference(full), apply_default_css=False, elem_classes=["vtc-control", "vtc-head"])
-        entries = {c.name: controls.entry(c, methods.parameters(c.name)) for c in self.cards}
+        entries = {c.name: controls.entry(c, registry.parameters(c.name)) for c in self.cards}
         known = [c for c in COLUMNS if c in entries] or ["random"]
         return controls.head(column + 1, known[(column - 1) % len(known)], self.cards, self.hues, entries)
 

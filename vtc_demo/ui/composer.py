@@ -16,9 +16,10 @@ from functools import lru_cache
 import gradio as gr
 from PIL import Image
 
-from .. import viz, world
-from ..world.render import card_size, cutout
-from ..world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
+from vtc_demo import world
+from vtc_demo.figures import viz
+from vtc_demo.world.render import card_size, cutout
+from vtc_demo.world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
 
 CANVAS = 336  # px; the picture that the embedded VLM was trained on
 ITEM_SIZES = (MIN_ITEM, 160)  # px

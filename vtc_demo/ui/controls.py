@@ -13,8 +13,9 @@ from itertools import groupby
 
 import gradio as gr
 
-from ..evaluation.findings import finding
-from ..matching import MATCHES
+from vtc_demo.comparison.matching import MATCHES
+from vtc_demo.evaluation.findings import finding
+
 from .share import fewest
 
 BUDGETS = (32, 64, 128, 192, 288)  # visual tokens; 64, 128 and 192 are those of the papers' tables

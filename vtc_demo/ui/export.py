@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from .. import viz
+from vtc_demo.figures import viz
+
 from .source import Source
 
 

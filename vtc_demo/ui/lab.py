@@ -10,20 +10,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import torch
 
-from .. import figures_lab, lab, methods, viz
-from ..lab import report
-from ..lab.settings import prompt_batches
+from vtc_demo import registry
+from vtc_demo.benchmark import lab
+from vtc_demo.benchmark.lab import report
+from vtc_demo.benchmark.lab.settings import prompt_batches
+from vtc_demo.core.assets import MEASUREMENTS
+from vtc_demo.figures import lab as figures_lab
+from vtc_demo.figures import viz
+
 from . import controls, serve
 from .brake import QUIET, Brake
 from .sweep import problem, strip, tick
 
-RECORDS = Path(__file__).resolve().parents[2] / "assets" / "measurements"
+RECORDS = MEASUREMENTS
 BATCHES, PROMPTS = (1, 8, 32, 128), (1, 8, 32)
 SHARES = (3, 9, 18)  # of the visual tokens, one in so many is left: 192, 64 and 32 of 576
 CHOSEN = {
@@ -63,7 +67,7 @@ class Lab:
     def __init__(self, run):
         self.run = run
         self.cards = [card for card in lab.offered() if card.name != "full"]
-        self.hues = viz.colours(methods.list_methods())
+        self.hues = viz.colours(registry.list_methods())
         self.recorded = recorded()
 
     # -- reading what the page sends ------------------------------------------------------------------------------

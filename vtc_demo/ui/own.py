@@ -7,9 +7,10 @@ from pathlib import Path
 
 import gradio as gr
 
-from .. import contract, methods
+from vtc_demo import registry
+from vtc_demo.methods import contract
 
-TEMPLATE = Path(methods.__file__).with_name("template.py")
+TEMPLATE = Path(contract.__file__).with_name("template.py")
 FOLDER = "my_methods"
 
 INTRO = """
@@ -62,15 +63,15 @@ def build() -> None:
 
 def _loaded() -> str:
     """The methods of the folders that were given, with what the contract says of each, and the files left out."""
-    entries = [_method(name, file) for name, file in contract.extra_methods().items()]
-    entries += [_problem(file, problem) for file, problem in methods.problems.items()]
+    entries = [_method(name, file) for name, file in registry.extra_methods().items()]
+    entries += [_problem(file, problem) for file, problem in registry.problems.items()]
     none = '<p class="soft">None: this page was started without a folder of methods.</p>'
     found = f'<ul class="own">{"".join(entries)}</ul>' if entries else none
     return f'<h2 class="vtc-h">Loaded from your folders</h2>{found}'
 
 
 def _method(name: str, file: Path) -> str:
-    cls = methods.get(name)
+    cls = registry.get(name)
     findings = contract.check(cls)
     state = f"{len(findings)} rule{'s' * (len(findings) > 1)} broken" if findings else "keeps the contract"
     faults = "".join(f"<li>{escape(f.message)}</li>" for f in findings)
@@ -84,7 +85,7 @@ def _method(name: str, file: Path) -> str:
 def _problem(file: str, problem: str) -> str:
     return (
         f'<li class="bad"><p><b>{escape(Path(file).name)}</b> <span class="state">left out</span></p>'
-        f'<p>{escape(contract.in_words(problem))}</p><p class="soft">{escape(_short(Path(file)))}</p></li>'
+        f'<p>{escape(registry.in_words(problem))}</p><p class="soft">{escape(_short(Path(file)))}</p></li>'
     )
 
 

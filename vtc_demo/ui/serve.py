@@ -12,9 +12,9 @@ import gradio as gr
 from gradio.context import LocalContext
 from PIL import Image
 
-from .. import methods, models, world
-from ..compare import Event, compare_events
-from ..evaluation.findings import finding
+from vtc_demo import models, registry, world
+from vtc_demo.comparison.events import Event, compare_events
+from vtc_demo.evaluation.findings import finding
 
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
 if ZERO_GPU:
@@ -111,5 +111,5 @@ def scene(seed) -> world.Scene:
 
 def catalogue(model: str) -> list[dict]:
     """Every method that runs on the model of that name, with its card and its hyper-parameters, JSON-ready."""
-    more = lambda card: {"finding": finding(card), "parameters": methods.parameters(card.name)}  # noqa: E731
-    return [asdict(card) | more(card) for card in methods.suiting(model)]
+    more = lambda card: {"finding": finding(card), "parameters": registry.parameters(card.name)}  # noqa: E731
+    return [asdict(card) | more(card) for card in registry.suiting(model)]

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from .. import methods
-from ..matching import MATCHES
+from vtc_demo import registry
+from vtc_demo.comparison.matching import MATCHES
+
 from . import composer
 from .source import Source
 
@@ -80,7 +81,7 @@ def read(text: str, first: View, total: int) -> View | None:
     if len(columns) > COLUMNS:
         raise ValueError(f"it names {len(columns)} methods beside the full model; {COLUMNS} fit")
     if "method" in given and not columns:
-        columns = _beside(methods.get(given["method"]).card.name, first.columns)
+        columns = _beside(registry.get(given["method"]).card.name, first.columns)
     source, question = _source(given), given.get("ask", "")
     if len(question) > QUESTION:
         raise ValueError(f"its question is longer than {QUESTION} characters")
@@ -106,12 +107,12 @@ def _source(given: dict) -> Source | None:
 def _head(text: str, tokens: int, total: int) -> dict:
     """One column: its method, own tokens and hyper-parameters, each known and in its range."""
     name, *given = text.split(",")
-    method = methods.get(name)
-    known = {p["name"]: p["default"] for p in methods.parameters(method.card.name)}
+    method = registry.get(name)
+    known = {p["name"]: p["default"] for p in registry.parameters(method.card.name)}
     pairs = dict(pair.partition(":")[::2] for pair in given)
     own = pairs.pop("tokens", None)
     params = {key: _value(key, unquote(value), known.get(key)) for key, value in pairs.items()}
-    methods.resolve({"method": method.card.name, **params})  # refuses what is unknown or out of range
+    registry.resolve({"method": method.card.name, **params})  # refuses what is unknown or out of range
     kept = tokens if own is None else _tokens(own, total)
     return {"method": method.card.name, "own": own is not None, "tokens": kept, "params": params, "on": True}
 

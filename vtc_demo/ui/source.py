@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from .. import viz, world
+from vtc_demo import world
+from vtc_demo.figures import viz
+
 from . import serve
 
 QUESTION_KIND = "reading"  # asked of a scene first: what compression costs shows most in reading

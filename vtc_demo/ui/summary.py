@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from .. import viz
+from vtc_demo.figures import viz
 
 
 def sentence(runs: list[dict], hues: dict[str, str], truth: str | None) -> tuple[str, str]:

@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from html import escape
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from .. import figures_sweep, methods, viz, world
-from ..evaluation import records, sweep
+from vtc_demo import registry, world
+from vtc_demo.core.assets import MEASUREMENTS
+from vtc_demo.evaluation import records, sweep
+from vtc_demo.figures import sweep as figures_sweep
+from vtc_demo.figures import viz
+
 from . import controls, serve
 from .brake import QUIET, Brake
 
-RECORD = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "embedded_sweep.json"
+RECORD = MEASUREMENTS / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
 CHOSEN = {"tokens": (64, 192), "scenes": 5}
 SHOWN = ("fastervlm", "visionzip", "divprune", "fastv", "pyramiddrop")
@@ -66,7 +69,7 @@ class Sweep:
 
     def __init__(self, run, patches: int, model: str = "embedded"):
         self.run, self.patches, self.model = run, patches, model
-        self.cards = methods.suiting(model)
+        self.cards = registry.suiting(model)
         self.hues = viz.colours(self.cards)
         self.recorded = records.read(RECORD) if RECORD.exists() else None
 
@@ -82,7 +85,7 @@ class Sweep:
             raise ValueError(f"choose at least one {'number of visual tokens' if not tokens else 'kind of question'}")
         questions = scenes * min(PER_SCENE, len(kinds))
         for name in chosen:
-            methods.check_suits(str(name), self.model)
+            registry.check_suits(str(name), self.model)
         sweep.plan(chosen, tokens, self.patches, questions, kinds)
         return chosen, tokens, questions, kinds
 

@@ -1,0 +1,79 @@
+"""Held-out accuracy: the questions, the interval and the bookkeeping."""
+
+import json
+
+import pytest
+import torch
+
+from vtc_demo import evaluation, models, registry, world
+from vtc_demo.evaluation.accuracy import evaluate, label, markdown
+from vtc_demo.evaluation.intervals import wilson
+from vtc_demo.evaluation.questions import held_out
+from vtc_demo.training import build
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(0)
+    processor = build.build_processor()
+    out = tmp_path_factory.mktemp("model")
+    build.save(build.build_model(processor), processor, out)
+    return out
+
+
+def test_held_out_gives_exactly_n_questions_of_every_kind():
+    asked = [q for _, questions in held_out(300) for q in questions]
+    assert len(asked) == 300 and {q.kind for q in asked} == set(world.KINDS)
+    assert [q.text for q in asked] == [q.text for _, questions in held_out(300) for q in questions]
+
+
+def test_wilson_against_published_values():
+    low, high = wilson(81, 263)  # Newcombe 1998, table I: 0.2553 to 0.3662
+    assert low == pytest.approx(0.2553, abs=1e-4) and high == pytest.approx(0.3662, abs=1e-4)
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 20)[0] == pytest.approx(0) and wilson(0, 20)[1] == pytest.approx(0.1611, abs=1e-4)
+
+
+def test_record_counts_right_answers(folder, monkeypatch):
+    vlm = models.load_vlm(str(folder))
+    chosen = [registry.resolve("full"), registry.resolve("random@0.1")]
+    record = evaluate(vlm, chosen, 20, progress=False)
+    full, random = record["rows"]
+    assert sum(k["n"] for k in full["kinds"].values()) == full["all"]["n"] == 20
+    assert full["equivalent_tokens"] == 576 and random["equivalent_tokens"] == 58
+    assert full["evidence_kept"] == 1.0 and random["evidence_kept"] < 0.5
+
+    def oracle(vlm, image, question, method, **options):
+        run = original(vlm, image, question, method, **options)
+        run.answer = truth[question] if method.card.name == "full" else "wrong"
+        return run
+
+    truth = {q.text: q.answer for _, questions in held_out(8) for q in questions}
+    from vtc_demo import engine
+
+    original = engine.run
+    monkeypatch.setattr(engine, "run", oracle)
+    full, random = evaluate(vlm, chosen, 8, progress=False)["rows"]
+    assert full["all"]["accuracy"] == 1.0 and random["all"]["accuracy"] == 0.0
+
+
+def test_labels_tell_settings_apart():
+    rows = [
+        {"title": "FastV", "method": registry.resolve(m).spec()} for m in ("fastv", {"method": "fastv", "layer": 3})
+    ]
+    assert [label(row) for row in rows] == ["FastV (25 %)", "FastV (25 %, layer=3)"]
+    assert label({"title": "Full model", "method": registry.resolve("full").spec()}) == "Full model"
+
+
+def test_command_writes_record_and_table(folder, tmp_path, capsys):
+    page, out = tmp_path / "page.md", tmp_path / "record.json"
+    page.write_text(f"before\n{evaluation.BEGIN}\nold\n{evaluation.END}\nafter\n")
+    arguments = ["full", "--model", str(folder), "--questions", "8", "--out", str(out), "--markdown", str(page)]
+    assert evaluation.main(arguments) == 0
+    record, text = json.loads(out.read_text()), page.read_text()
+    assert markdown(record) in text and "old" not in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+    assert "held-out questions" in capsys.readouterr().out
+    page.write_text("no markers")
+    with pytest.raises(ValueError, match="lacks the lines"):
+        evaluation.main(arguments)

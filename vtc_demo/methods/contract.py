@@ -1,0 +1,374 @@
+"""The contract that every method keeps, as checks whose findings can be read: `python -m vtc_demo check FOLDER`.
+
+No model takes part. A method is rehearsed: each of its hooks is called with a context of seeded random numbers, as
+the engine would shape them, and what comes back is held to the rules. The tests run the same checks over every method.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vtc_demo.core.method import Method
+from vtc_demo.core.operations import others
+from vtc_demo.core.parameters import build, declared
+from vtc_demo.core.shape import ModelShape
+from vtc_demo.core.tokens import Reduction, Site
+
+SHAPE = ModelShape(grid=(6, 8), patch_size=14, vision_layers=4, feature_layer=2, llm_layers=8, has_cls=True)
+RETENTIONS = (0.01, 0.25, 0.6, 1.0)
+BAD_RETENTIONS = (0, -0.1, 1.01, float("nan"), float("inf"), "0.5", None, True, 10**400)
+HEADS, SIZE, TEXT = 2, 4, (3, 5)  # heads, head size, text tokens before and after the image
+
+
+class Broken(Exception):
+    """A hook broke off, or did what no hook may do. The message is a finding."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One rule that a method breaks. check: a key of CHECKS, or "load" for a file that could not be used."""
+
+    method: str
+    check: str
+    message: str
+
+
+# -- the rehearsal --------------------------------------------------------------------------------------------------
+@dataclass
+class SeededContext:
+    """What the engine shows a method (`core.method.HookContext`), from seeded random weights on the CPU, float32.
+
+    n tokens, of which the first `extra` (at most one, CLS) is no patch.
+    """
+
+    site: Site
+    shape: ModelShape
+    tokens0: int
+    n: int
+    extra: int = 0
+    seed: int = 0
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        """sequence [S, C], weights [previous or next layer, q or k, C, C], visual [n], hidden [n, C]."""
+        generator = torch.Generator().manual_seed(7 + self.seed)
+        width, length = HEADS * SIZE, self.n + (sum(TEXT) if self.in_llm else 0)
+        sequence = torch.randn(length, width, generator=generator)
+        weights = torch.randn(2, 2, width, width, generator=generator)
+        visual = torch.arange(self.n) + (TEXT[0] if self.in_llm else 0)
+        return {"sequence": sequence, "weights": weights, "visual": visual, "hidden": sequence[visual].clone()}
+
+    @property
+    def in_llm(self) -> bool:
+        return self.site.kind == "llm_layer"
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.tensors["hidden"]
+
+    @property
+    def sequence(self) -> Tensor | None:
+        return self.tensors["sequence"] if self.in_llm else None
+
+    @property
+    def visual(self) -> Tensor | None:
+        return self.tensors["visual"] if self.in_llm else None
+
+    @property
+    def text(self) -> Tensor | None:
+        return others(self.visual, len(self.sequence)) if self.in_llm else None
+
+    @property
+    def anchors(self) -> Tensor:
+        return torch.arange(self.n) - self.extra
+
+    @property
+    def sizes(self) -> Tensor:
+        return torch.ones(self.n, dtype=torch.long)
+
+    def attention(self, rows="last", *, of="previous", heads="all") -> Tensor:
+        found = self._rows(rows, of, softmax=True)
+        return found if heads == "all" else found.mean(0)
+
+    def logits(self, rows="last", *, of="previous") -> Tensor:
+        return self._rows(rows, of, softmax=False).mean(0)
+
+    def keys(self) -> Tensor:
+        return self._heads(0, 1)
+
+    def _heads(self, which: int, part: int) -> Tensor:
+        x = self.tensors["sequence"] @ self.tensors["weights"][which, part]
+        return x.view(-1, HEADS, SIZE).transpose(0, 1)  # [heads, S, d]
+
+    def _rows(self, rows, of: str, softmax: bool) -> Tensor:
+        which = ("previous", "next").index(of)
+        if isinstance(rows, str) and rows == "cls" and not self.extra:
+            raise ValueError("no CLS token")
+        logits = self._heads(which, 0) @ self._heads(which, 1).transpose(1, 2) / SIZE**0.5
+        if self.in_llm and softmax:
+            logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
+        full = torch.softmax(logits, -1) if softmax else logits
+        named = {"cls": slice(1), "last": slice(-1, None), "all": slice(None), "visual": self.visual, "text": self.text}
+        named["after"] = slice(TEXT[0] + self.n, None)
+        return full[:, named[rows] if isinstance(rows, str) else rows]
+
+
+def rehearse(method: Method, shape: ModelShape = SHAPE, around=lambda hook, context: hook(context)) -> list:
+    """What the method answers at each of its sites: Reductions, or None. Every context has the tokens that are left.
+
+    `around(hook, context)` may watch each call. CLS leaves with the encoder, as in the engine. Raises Broken with the
+    site, the number of tokens and the line of the file where a hook broke off.
+    """
+    extra = int(shape.has_cls)
+    n, out, memory = shape.patches + extra, [], {}
+    for site in _sites(method, shape):
+        if site.kind not in ("vision_layer", "projector"):
+            n, extra = n - extra, 0
+        context = SeededContext(site, shape, shape.patches, n, extra, memory=memory)
+        try:
+            out.append(around(method.reduce, context))
+        except Exception as error:
+            raise Broken(
+                f"at {site} with {n} tokens, {_settings(method, shape)}: {told(error, type(method))}"
+            ) from error
+        if isinstance(out[-1], Reduction):
+            n = out[-1].m
+            if site.kind == "projector":
+                extra = 0  # whatever it kept counts as visual tokens
+    return out
+
+
+def _sites(method: Method, shape: ModelShape) -> tuple[Site, ...]:
+    try:
+        return tuple(method.sites(shape))
+    except Exception as error:
+        raise Broken(
+            f"sites() refuses a model of {shape.vision_layers} encoder and {shape.llm_layers} decoder layers: "
+            f"{told(error, type(method))}; choose defaults that suit small models too"
+        ) from error
+
+
+def _settings(method: Method, shape: ModelShape) -> str:
+    return f"retention {method.retention:g}{'' if shape.has_cls else ', a tower without CLS'}"
+
+
+def told(error: Exception, cls: type[Method]) -> str:
+    """An error in one line, with the line of the method's own file at which it arose."""
+    if isinstance(error, Broken):
+        return str(error)
+    file = inspect.getfile(cls)
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    where = f" ({Path(file).name}, line {lines[-1]})" if lines else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+# -- the rules: each yields its findings, or raises Broken with one --------------------------------------------------
+def card_is_complete(cls: type[Method]) -> Iterator[str]:
+    """The card says what a visitor reads, and names the sites that the method uses."""
+    card, method = cls.card, cls()
+    if not card.summary.endswith("."):
+        yield "the card's summary must be a sentence with a full stop"
+    kinds, named = {site.kind for site in _sites(method, SHAPE)}, set(card.sites) - {"input_image"}
+    if kinds != named:
+        yield f"the card names the sites {_list(named)}, but sites() gives {_list(kinds)}"
+    if ("input_image" in card.sites) != (method.image_side(SHAPE) is not None):
+        yield "a method names input_image on its card exactly if image_side() gives a size"
+    if card.faithfulness in ("matches released code", "from the paper"):
+        wanted = ["paper", "reported", "deviations"] + ["code"] * (card.faithfulness == "matches released code")
+        lacking = [name for name in wanted if not getattr(card, name)]
+        if lacking:
+            yield f"a card that says {card.faithfulness!r} must also give {', '.join(lacking)}"
+    for parameter in declared(cls):
+        if not parameter.get("help"):
+            yield f"the hyper-parameter {parameter['name']} has no help; declare it with param(default, help)"
+
+
+def reductions_are_valid(cls: type[Method]) -> None:
+    """Every hook answers None or a Reduction of the tokens it was shown, at every retention, with and without CLS."""
+    for has_cls in (True,) if "cls" in cls.card.needs else (True, False):
+        shape = dataclasses.replace(SHAPE, has_cls=has_cls)
+        for retention in _retentions(cls):
+            method = cls(retention=retention)
+
+            def held(hook, context, method=method, shape=shape):
+                reduction = hook(context)
+                for fault in faults(reduction, context.n):
+                    raise Broken(fault)
+                return reduction
+
+            rehearse(method, shape, held)
+
+
+def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
+    """What is wrong with an answer at a site of n tokens."""
+    if reduction is None:
+        return
+    if not isinstance(reduction, Reduction):
+        yield f"reduce() must return a Reduction or None, not {type(reduction).__name__}"
+        return
+    if reduction.n != n:
+        yield f"the Reduction is one of {reduction.n} tokens, but {n} are here"
+    if not 1 <= reduction.m <= reduction.n:
+        yield f"{reduction.m} tokens are left; at least 1 and at most {reduction.n} must be"
+    for name, size in (("new", reduction.m), ("old", reduction.n), ("anchor", reduction.n)):
+        index = getattr(reduction, name)
+        if index.dtype != torch.int64:
+            yield f"Reduction.{name} must be int64, not {index.dtype}"
+        elif not len(index) or index.min() < 0 or index.max() >= size:
+            yield f"Reduction.{name} must hold indices from 0 to {size - 1}"
+    if reduction.anchor.shape != (reduction.m,) or reduction.new.shape != reduction.old.shape:
+        yield "Reduction.anchor needs one entry per new token, and new and old must be equally long"
+    elif reduction.is_selection:
+        if not torch.equal(reduction.old, reduction.anchor):
+            yield "a kept token stands at its own place: Reduction.anchor must equal Reduction.old"
+        elif not torch.equal(reduction.old, reduction.old.unique()):
+            yield "kept indices must ascend, none twice (methods.common.top sorts them)"
+    elif reduction.weight.shape != reduction.new.shape or not torch.isfinite(reduction.weight).all():
+        yield "a merge needs one finite weight per entry"
+
+
+def same_input_same_outcome(cls: type[Method]) -> Iterator[str]:
+    """The same input gives the same outcome: no hidden state, and no chance but context.seed."""
+    first, second = rehearse(cls()), rehearse(cls())
+    if len(first) != len(second) or not all(_same(a, b) for a, b in zip(first, second)):
+        yield "the same input gave two outcomes; draw at random only from context.seed and keep no state"
+
+
+def the_context_is_left_alone(cls: type[Method]) -> None:
+    """A hook leaves everything that the context shows as it is."""
+
+    def watched(hook, context):
+        before = {k: t.clone() for k, t in context.tensors.items()}
+        reduction = hook(context)
+        changed = [k for k, t in context.tensors.items() if not torch.equal(t, before[k])]
+        if changed:
+            raise Broken(f"the hook changed context.{' and context.'.join(changed)}; work on a copy")
+        return reduction
+
+    rehearse(cls(), around=watched)
+
+
+def spec_round_trips(cls: type[Method]) -> Iterator[str]:
+    """The settings survive JSON, because links, records and the page depend on it."""
+    for retention in {_retentions(cls)[0], cls().retention}:
+        method = cls(retention=retention)
+        spec = json.loads(json.dumps(method.spec()))
+        if spec.pop("method") != cls.card.name or build(cls, spec) != method:
+            yield f"{method!r} does not come back from its own spec()"
+
+
+def bad_retention_is_refused(cls: type[Method]) -> Iterator[str]:
+    """A retention out of range is refused, with the range in the message."""
+    bounds = dataclasses.fields(cls)[0].metadata
+    for bad in BAD_RETENTIONS:
+        try:
+            build(cls, {"retention": bad})
+        except ValueError as error:
+            if not all(str(word) in str(error) for word in ("retention", bounds["low"], bounds["high"])):
+                yield f"retention={bad!r} is refused without naming the range: {error}"
+        else:
+            yield f"retention={bad!r} is accepted"
+
+
+def overhead_is_a_count(cls: type[Method]) -> Iterator[str]:
+    """overhead_flops gives a whole number, 0 or more."""
+    method = cls()
+    for site in _sites(method, SHAPE):
+        flops = method.overhead_flops(site, SHAPE.patches + 1, 16, SHAPE)
+        if not isinstance(flops, int) or isinstance(flops, bool) or flops < 0:
+            yield f"overhead_flops gives {flops!r} at {site}; it must be a whole number, 0 or more"
+
+
+def selection_never_waits(cls: type[Method]) -> None:
+    """Nothing is read back from the device, so that a GPU never waits. Adaptive methods may: their count is data."""
+
+    def watched(hook, context):
+        _ = context.tensors, context.attention("all")  # made outside
+        with NoSync():
+            return hook(context)
+
+    if not cls.adaptive:
+        rehearse(cls(), around=watched)
+
+
+SYNCS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal", "aten::masked_select", "aten::_unique2"}
+
+
+class NoSync(TorchDispatchMode):
+    """Raises Broken on operations that would make the host wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        masked = name in ("aten::index", "aten::index_put", "aten::index_put_") and any(
+            i is not None and i.dtype == torch.bool for i in args[1]
+        )
+        if name in SYNCS or masked:
+            what = "indexing with a boolean mask" if masked else f"{name.removeprefix('aten::')}"
+            raise Broken(
+                f"{what} makes a GPU wait; avoid .item(), .tolist(), `if tensor` and boolean masks, "
+                "or declare the method adaptive"
+            )
+        return func(*args, **(kwargs or {}))
+
+
+CHECKS: dict[str, Callable[[type[Method]], Iterator[str] | None]] = {
+    "card": card_is_complete,
+    "reductions": reductions_are_valid,
+    "repeatable": same_input_same_outcome,
+    "context": the_context_is_left_alone,
+    "spec": spec_round_trips,
+    "retention": bad_retention_is_refused,
+    "overhead": overhead_is_a_count,
+    "device": selection_never_waits,
+}
+
+
+def _retentions(cls: type[Method]) -> list[float]:
+    """The retentions of the rehearsal, within the method's own range."""
+    bounds = dataclasses.fields(cls)[0].metadata
+    return sorted({min(max(r, bounds["low"]), bounds["high"]) for r in RETENTIONS})
+
+
+def _same(a: Reduction | None, b: Reduction | None) -> bool:
+    return a is b or (torch.equal(a.dense(), b.dense()) and torch.equal(a.anchor, b.anchor))
+
+
+def _list(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "none"
+
+
+# -- running them ---------------------------------------------------------------------------------------------------
+def check(cls: type[Method]) -> list[Finding]:
+    """The findings over one registered method class; empty if it keeps the contract. Never raises for a bad method."""
+    found: dict[str, Finding] = {}  # by message: one fault may break several rules
+    for name, rule in CHECKS.items():
+        try:
+            for message in rule(cls) or ():
+                found.setdefault(message, Finding(cls.card.name, name, message))
+        except Exception as error:
+            message = told(error, cls)
+            found.setdefault(message, Finding(cls.card.name, name, message))
+    return list(found.values())
+
+
+def report(results: dict[str, list[Finding]]) -> str:
+    """The findings of `check_folder` as lines of text."""
+    lines = []
+    for name, findings in results.items():
+        count = f"{len(findings)} finding{'s' * (len(findings) != 1)}"
+        lines.append(f"{name}: {count if findings else f'keeps the contract ({len(CHECKS)} checks)'}")
+        lines += [f"  {finding.check}: {finding.message}" for finding in findings]
+    return "\n".join(lines)
