@@ -62,9 +62,9 @@ def fastv(inputs, hp):
 def pdrop(inputs, hp):
     system, image, ratios = 5, 64, (1.0, *pyramiddrop_maths.PyramidDrop().ratios)
     hidden = inputs["hidden_states"][0]  # [78, 32]
-    tokens0 = round(image / ratios[hp["stage"]])
+    base = round(image / ratios[hp["stage"]])
     visual = torch.arange(system, system + image)
-    keep = pyramiddrop_maths.keep_count(tokens0, ratios[hp["stage"] + 1])
+    keep = pyramiddrop_maths.keep_count(base, ratios[hp["stage"] + 1])
     last_row = _next_layer_last_row(hidden, inputs["wq"], inputs["wk"], inputs["ln_weight"], heads=4)
     kept = visual[pyramiddrop_maths.select(last_row, visual, keep)]
     kept = torch.cat([torch.arange(system), kept, torch.arange(system + image, len(hidden))])

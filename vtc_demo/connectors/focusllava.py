@@ -172,7 +172,7 @@ class FocusLLaVA(Trained):
             return None
         cuts = boundaries(view.shape.llm_layers)
         n, stage = view.hidden.shape[0], 1 + cuts.index(view.site.layer)
-        keep = keep_count(view.tokens0, self.keep(view.shape.patches), stage, len(cuts))
+        keep = keep_count(view.base, self.keep(view.shape.patches), stage, len(cuts))
         if keep >= n:
             return None
         scores = view.attention("after", heads="mean").mean(0)[view.visual]  # how much the question looks at each

@@ -24,7 +24,7 @@ class HookContext(Protocol):
 
     site: where we are. hidden [n, C]: the visual tokens there. At `vision_layer` and `projector` they begin with
     `extra` encoder tokens that are no patch (CLS); elsewhere extra = 0.
-    tokens0: visual tokens that entered the LLM (llm sites) or patches of the image (before): the base of a ratio.
+    base: what a ratio is taken of: visual tokens that entered the LLM (llm sites), patches of the image (before).
     sequence [S, C], visual [n], text [t]: at llm_layer sites the whole sequence, the indices of the visual tokens in
     it and those of the text tokens (prompt before and after the image).
     anchors [n]: the patch (in the order of the grid, -1 for CLS) at which each token stands.
@@ -37,7 +37,7 @@ class HookContext(Protocol):
     shape: ModelShape
     hidden: Tensor
     extra: int
-    tokens0: int
+    base: int
     sequence: Tensor | None
     visual: Tensor | None
     text: Tensor | None

@@ -65,7 +65,7 @@ class Asking:
         if self.side:
             self.trace.add(Site("input_image"), shrink(drawn, grid, extra))
         self.shape = replace(self.shape, grid=grid)
-        self.tokens0 = layout.units
+        self.base = layout.units
 
     def _check_site(self, site: Site) -> None:
         name = self.method.card.name
@@ -109,7 +109,7 @@ class Asking:
         return reduction
 
     def _ask(self, site: Site, hidden: Tensor, shape: ModelShape, index: int | None, **state) -> Reduction | None:
-        state = {"tokens0": self.tokens0, "seed": self.seed, "trace": self.trace} | state
+        state = {"base": self.base, "seed": self.seed, "trace": self.trace} | state
         view = SiteContext(site, shape, hidden, memory=self.memory[index], **state)
         reduction = self.method.reduce(view)
         n, width = hidden.shape
@@ -130,7 +130,7 @@ class Asking:
             part = places.to(hidden.device)
             own = {"extra": int((places < extra).sum()), "part": places, "crop": crop, "seed": self.seed + i}
             entered = len(crop.units) if self.entry is None else int((self.layout.owner[self.entry.cpu()] == i).sum())
-            own |= {"tokens0": entered, "visual": None if visual is None else visual[part]}
+            own |= {"base": entered, "visual": None if visual is None else visual[part]}
             for name in ("previous", "next"):
                 if isinstance(probe := state.get(name), EncoderProbe):
                     own[name] = probe.only(part)

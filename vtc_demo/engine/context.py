@@ -27,7 +27,7 @@ class SiteContext:
     shape: ModelShape
     hidden: Tensor  # [n, C]
     extra: int
-    tokens0: int
+    base: int
     seed: int
     trace: Trace
     previous: Probe | None = None

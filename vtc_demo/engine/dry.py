@@ -136,7 +136,7 @@ class DryPass(Pass):
     def _decoder(self, n: int) -> list[int]:
         """Tokens through the MLP of each layer."""
         fed, previous, hidden = [], None, self.vlm.spec.hidden
-        self.tokens0 = n
+        self.base = n
         for k in range(self.shape.llm_layers):
             site = Site("llm_layer", k)
             acts = site in self.sites

@@ -81,7 +81,7 @@ class Language(Asking):
         stand = stand.to(prompt.ids.device)
         h, ids, at, others, length = self.assemble(lm, prompt, visual, stand)
         n, text = len(stand), len(others)
-        self.tokens0, self.entry = n, stand
+        self.base, self.entry = n, stand
         renumber = self.method.positions == "renumber" and ids.dim() == 2
         contiguous = rope = lm.rotary_emb(h, ids)  # cos, sin [1, S, d]
         cache, positions, held, alive, fed = DynamicCache(), [], [], torch.arange(n, device=h.device), []

@@ -55,7 +55,7 @@ class SeededContext:
 
     site: Site
     shape: ModelShape
-    tokens0: int
+    base: int
     n: int
     extra: int = 0
     seed: int = 0

@@ -104,14 +104,14 @@ class FiCoCoL(Method):
     def sites(self, shape):
         return tuple(Site("llm_layer", layer) for layer in self.layers(shape))
 
-    def left(self, shape: ModelShape, layer: int, tokens0: int) -> int:
+    def left(self, shape: ModelShape, layer: int, base: int) -> int:
         """Visual tokens left inside decoder layer `layer`."""
         layers, wanted = self.layers(shape), self.keep(shape.patches)
-        left = ficoco.ramp(tokens0, wanted, layers.start, shape.llm_layers, self.per_layer)
+        left = ficoco.ramp(base, wanted, layers.start, shape.llm_layers, self.per_layer)
         return left[layers.index(layer)]
 
     def reduce(self, context):
-        count = len(context.hidden) - self.left(context.shape, context.site.layer, context.tokens0)
+        count = len(context.hidden) - self.left(context.shape, context.site.layer, context.base)
         if count <= 0:
             return None
         visual, text = context.visual, context.text

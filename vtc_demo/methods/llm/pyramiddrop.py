@@ -17,9 +17,9 @@ from .fastv import select
 STAGES = 3
 
 
-def keep_count(tokens0: int, ratio: float) -> int:
-    """int() of the initial count times the ratio, as released (no rounding carried on); at least one."""
-    return max(1, int(tokens0 * ratio))
+def keep_count(base: int, ratio: float) -> int:
+    """int() of the initial count `base` times the ratio, as released (no rounding carried on); at least one."""
+    return max(1, int(base * ratio))
 
 
 @dataclass(frozen=True)
@@ -77,5 +77,5 @@ class PyramidDrop(Method):
         n = context.hidden.shape[0]
         stage = boundaries(context.shape.llm_layers).index(context.site.layer)
         last_row = context.attention("last", of="next")[:, 0]  # [heads, 1, S] -> [heads, S]
-        keep = min(n, keep_count(context.tokens0, self.ratios[stage]))
+        keep = min(n, keep_count(context.base, self.ratios[stage]))
         return Reduction.select(select(last_row, context.visual, keep), n)

@@ -280,7 +280,7 @@ class MustDrop(Method):
         wanted, shape = self.keep(context.shape.patches), context.shape
         if "counts" not in context.memory:
             at, floor = cuts(self.layers, shape.llm_layers), min(wanted, max(1, len(key)))
-            done = counts(context.tokens0, wanted, at, shape.llm_layers, floor, self.budget == "average")
+            done = counts(context.base, wanted, at, shape.llm_layers, floor, self.budget == "average")
             context.memory["counts"] = dict(zip(at, done))
         return min(len(context.hidden), context.memory["counts"][context.site.layer])
 
