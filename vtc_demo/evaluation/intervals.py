@@ -38,10 +38,10 @@ class Scenes:
     scenes [n]: the scene of each question. The draws are made once and are the same for every mean taken.
     """
 
-    def __init__(self, scenes: Sequence[int], resamples: int = RESAMPLES):
+    def __init__(self, scenes: Sequence[int], resamples: int = RESAMPLES, seed: int = 0):
         _, self.place = np.unique(np.asarray(scenes, dtype=np.int64), return_inverse=True)  # [n]
         count = int(self.place.max()) + 1 if len(self.place) else 1
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         self.times = rng.multinomial(count, np.full(count, 1 / count), resamples)  # [resamples, scenes]
 
     def mean(self, values: Sequence[float | None]) -> dict[str, float] | None:
