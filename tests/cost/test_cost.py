@@ -3,9 +3,17 @@
 import dataclasses
 
 import pytest
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaNextConfig, PaliGemmaConfig
+from transformers import (
+    CLIPVisionConfig,
+    GemmaConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaNextConfig,
+    PaliGemmaConfig,
+    SiglipVisionConfig,
+)
 
-from vtc_demo import cost
+from vtc_demo import cost, models
 
 LLAVA, NEXT, QWEN = (cost.SPECS[name] for name in ("llava-1.5-7b", "llava-next-7b", "qwen2.5-vl-7b"))
 
@@ -104,7 +112,7 @@ def test_conventions_say_what_they_are():
 
 
 def test_spec_of_the_default_llava_config_is_llava_7b():
-    assert dataclasses.replace(cost.ModelSpec.from_config(LlavaConfig()), name="llava-1.5-7b") == LLAVA
+    assert dataclasses.replace(models.spec_of(LlavaConfig()), name="llava-1.5-7b") == LLAVA
     text = LlamaConfig(vocab_size=32000, intermediate_size=11008)
     vision = CLIPVisionConfig(
         hidden_size=1024,
@@ -115,7 +123,7 @@ def test_spec_of_the_default_llava_config_is_llava_7b():
         patch_size=14,
     )
     config = LlavaNextConfig(vision_config=vision, text_config=text)
-    assert dataclasses.replace(cost.ModelSpec.from_config(config), name="llava-next-7b") == NEXT
+    assert dataclasses.replace(models.spec_of(config), name="llava-next-7b") == NEXT
 
 
 def test_weights_have_the_published_sizes():
@@ -215,5 +223,12 @@ def test_bad_input_names_what_to_do():
         dataclasses.replace(TINY, kv_heads=3)
     with pytest.raises(ValueError, match="batch"):
         cost.expected_speedup(TINY, [1, 1], [4, 4], 2, 1e12, 1e12, batch=0)
-    with pytest.raises(ValueError, match="model type 'paligemma'"):
-        cost.ModelSpec.from_config(PaliGemmaConfig())
+
+
+def test_a_spec_needs_a_family_and_a_configuration_that_run():
+    with pytest.raises(ValueError, match=r"its family is 'paligemma'. Families that run: .*LLaVA"):
+        models.spec_of(PaliGemmaConfig())
+    with pytest.raises(ValueError, match="its vision tower is siglip_vision_model"):
+        models.spec_of(LlavaConfig(vision_config=SiglipVisionConfig()))
+    with pytest.raises(ValueError, match="its decoder is gemma"):
+        models.spec_of(LlavaConfig(text_config=GemmaConfig()))

@@ -19,7 +19,8 @@ from transformers import (
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from vtc_demo import cost
+from vtc_demo import cost, models
+from vtc_demo.models.spec import build_spec
 
 HEADS, HEAD_DIM, IMAGE_TOKEN = 6, 10, 90  # 6 x 10 is not the hidden size 48
 
@@ -64,12 +65,29 @@ def llava(kv_heads: int, tower: str = "clip", feature_layer=-2) -> LlavaForCondi
     return LlavaForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
 
 
+def spec_of(config) -> cost.ModelSpec:
+    """By the adapter; by hand for what no adapter runs but transformers does: a SigLIP tower without tiles, features
+    of several layers."""
+    feature, clip = config.vision_feature_layer, config.vision_config.model_type == "clip_vision_model"
+    if clip and isinstance(feature, int):
+        return models.spec_of(config)
+    taken = feature if isinstance(feature, list) else [config.vision_config.num_hidden_layers]
+    return build_spec(
+        config,
+        patches=25,
+        extra=int(clip),
+        vision_layers=max(taken),
+        projector=(32 * len(taken), 48, 48),
+        visual_tokens=25,
+    )
+
+
 @pytest.mark.parametrize(
     ("kv_heads", "tower", "feature_layer"), [(6, "clip", -2), (2, "clip", -2), (3, "siglip", -1), (1, "clip", [1, 3])]
 )
 def test_every_module_of_a_llava_model(kv_heads, tower, feature_layer):
     model = llava(kv_heads, tower, feature_layer)
-    spec, text = cost.ModelSpec.from_config(model.config), 9
+    spec, text = spec_of(model.config), 9
     ids = torch.full((1, spec.visual_tokens + text), IMAGE_TOKEN)
     ids[0, :4], ids[0, -(text - 4) :] = 3, 5
     with torch.inference_mode(), counter() as mode:
@@ -94,7 +112,7 @@ def test_every_module_of_a_llava_model(kv_heads, tower, feature_layer):
 @pytest.mark.parametrize("kv_heads", [6, 2])
 def test_reduced_prefill_and_ragged_decode(kv_heads):
     model = llava(kv_heads)
-    spec = cost.ModelSpec.from_config(model.config)
+    spec = models.spec_of(model.config)
     schedule, text, answer = [25, 11, 4], 7, 4
     lm, cache = model.model.language_model, DynamicCache()
     h = torch.randn(1, schedule[0] + text, spec.hidden)
@@ -120,7 +138,7 @@ def test_reduced_prefill_and_ragged_decode(kv_heads):
 
 def test_reduced_encoder():
     model = llava(6)
-    spec = cost.ModelSpec.from_config(model.config)
+    spec = models.spec_of(model.config)
     encoder_schedule = [26, 10, 10]
     with torch.inference_mode(), counter() as mode:
         h = model.model.vision_tower.embeddings(torch.randn(1, 3, 40, 40))
@@ -133,7 +151,7 @@ def test_reduced_encoder():
 
 @pytest.mark.parametrize("project_keys", [True, False])
 def test_attention_rows(project_keys):
-    spec = cost.ModelSpec.from_config(llava(2).config)
+    spec = models.spec_of(llava(2).config)
     attention = llava(2).model.language_model.layers[0].self_attn
     rows, keys = 3, 20
     h = torch.randn(1, keys, spec.hidden)
@@ -194,7 +212,7 @@ def test_windowed_tower_of_qwen():
 
 def test_weight_bytes_are_those_of_the_modules():
     model = llava(2)
-    spec = cost.ModelSpec.from_config(model.config)
+    spec = models.spec_of(model.config)
 
     def bytes_of(*modules):
         """Linear and convolution weights; the embedding tables are not read as matrices."""

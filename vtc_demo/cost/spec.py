@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from importlib import import_module
 from operator import index
-
-LLAVA = ("llava", "llava_next")
-TOWERS = {"clip_vision_model": 1, "siglip_vision_model": 0}  # model type -> leading tokens that are no patch
-GATED_LLMS = (
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "qwen2_vl_text",
-    "qwen2_5_vl_text",
-    "qwen3_vl_text",
-)  # decoders with a gated MLP (three matrices)
 
 
 @dataclass(frozen=True)
@@ -68,87 +55,6 @@ class ModelSpec:
         if self.projector[-1] != self.hidden:
             raise ValueError(f"ModelSpec {self.name}: the projector must end at the LLM's width {self.hidden}")
 
-    @classmethod
-    def from_config(cls, config) -> ModelSpec:
-        """From a transformers config, here for a LLaVA model with a CLIP or SigLIP tower.
-
-        A negative vision_feature_layer counts from the last layer's output: -2 of 24 layers runs 23. The select
-        strategy "default" drops the tower's first token. For LLaVA-NeXT the crops are those of a square image at twice
-        the tower's side (a base view and four tiles), without the newline tokens.
-        Other families are those that `vtc_demo.models` has an adapter for; it gives the spec.
-        Raises ValueError for any other, with the families that work.
-        """
-        if config.model_type not in LLAVA:
-            adapters = import_module("vtc_demo.models").FAMILIES  # late: the adapters need this module
-            _known("model type", config.model_type, adapters)
-            return adapters[config.model_type].spec(config)
-        vision, text = config.vision_config, config.text_config
-        _known("vision tower", vision.model_type, TOWERS)
-        _known("language model", text.model_type, GATED_LLMS)
-        features = config.vision_feature_layer
-        features = [features] if isinstance(features, int) else list(features)
-        runs = [f if f >= 0 else vision.num_hidden_layers + 1 + f for f in features]
-        patches = (vision.image_size // vision.patch_size) ** 2
-        extra = TOWERS[vision.model_type]
-        crops = 5 if config.model_type == "llava_next" else 1
-        heads = text.num_attention_heads
-        return cls(
-            name=getattr(config, "name_or_path", "") or config.model_type,
-            patches=patches,
-            extra=extra,
-            patch_size=vision.patch_size,
-            vision_layers=max(runs),
-            vision_width=vision.hidden_size,
-            vision_heads=vision.num_attention_heads,
-            vision_mlp=vision.intermediate_size,
-            projector=(vision.hidden_size * len(runs), text.hidden_size, text.hidden_size),
-            visual_tokens=crops * (patches + extra - (config.vision_feature_select_strategy == "default")),
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate=text.intermediate_size,
-            vocab=text.vocab_size,
-            channels=vision.num_channels,
-            crops=crops,
-        )
-
-    @classmethod
-    def from_parts(cls, config, *, patches: int, projector: tuple[int, ...], visual_tokens: int, **facts) -> ModelSpec:
-        """From the config of any family: the decoder as in its text_config, the tower from the names that its
-        vision_config has in common with others. facts: fields that this cannot know or would get wrong.
-        """
-        vision, text = config.vision_config, config.text_config
-        _known("language model", text.model_type, GATED_LLMS)
-        first = lambda names: next((v for n in names if (v := getattr(vision, n, None)) is not None), None)  # noqa: E731
-        heads = text.num_attention_heads
-        width = first(("embed_dim", "hidden_size"))
-        patch = vision.patch_size
-        found = {
-            "extra": 0,
-            "patch_size": patch if isinstance(patch, int) else patch[0],
-            "vision_layers": first(("depth", "num_hidden_layers")),
-            "vision_width": width,
-            "vision_heads": first(("num_heads", "num_attention_heads")),
-            "vision_mlp": first(("intermediate_size",)),
-            "channels": first(("in_channels", "num_channels")),
-        }
-        return cls(
-            name=getattr(config, "name_or_path", "") or config.model_type,
-            patches=patches,
-            projector=projector,
-            visual_tokens=visual_tokens,
-            hidden=text.hidden_size,
-            layers=text.num_hidden_layers,
-            heads=heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or heads,
-            head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
-            intermediate=text.intermediate_size,
-            vocab=text.vocab_size,
-            **(found | facts),
-        )
-
     @property
     def full_schedule(self) -> list[int]:
         """The schedule without compression, [layers]."""
@@ -181,13 +87,6 @@ def count(name: str, value) -> int:
     if value < 0:
         raise ValueError(f"{name} must not be negative, got {value}")
     return value
-
-
-def _known(what: str, value: str, choices: Iterable[str]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"no cost model for the {what} '{value}'; write a ModelSpec by hand, or use {', '.join(choices)}"
-        )
 
 
 _CLIP_L_336 = dict(patches=576, extra=1, patch_size=14, vision_width=1024, vision_heads=16, vision_mlp=4096)

@@ -3,7 +3,7 @@
 from . import catalog, memory
 from .adapter import Adapter
 from .catalog import CATALOG
-from .loading import EMBEDDED, FAMILIES, load_vlm, offers
+from .loading import EMBEDDED, FAMILIES, load_vlm, offers, spec_of
 from .vlm import VLM
 
-__all__ = ["CATALOG", "EMBEDDED", "FAMILIES", "VLM", "Adapter", "catalog", "load_vlm", "memory", "offers"]
+__all__ = ["CATALOG", "EMBEDDED", "FAMILIES", "VLM", "Adapter", "catalog", "load_vlm", "memory", "offers", "spec_of"]

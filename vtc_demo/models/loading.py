@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from vtc_demo.core import discovery
 from vtc_demo.core.assets import ASSETS
+from vtc_demo.cost import ModelSpec
 
 from . import catalog, families, memory
 from .adapter import Adapter
@@ -61,9 +62,7 @@ def load_vlm(
         config = AutoConfig.from_pretrained(source, **options)
     except FAILURES as error:
         raise ValueError(_cannot(name, error, local)) from error
-    adapter = FAMILIES.get(config.model_type)
-    if adapter is None:
-        raise ValueError(f"cannot run {name}: its family is {config.model_type!r}. {_families()}")
+    adapter = _adapter(name, config)
     placed = {} if device_map is None else {"device_map": device_map}
     try:
         adapter.check(config)
@@ -85,6 +84,23 @@ def load_vlm(
     if info["missing_keys"]:
         raise ValueError(f"cannot run {name}: weights are missing, among them {min(info['missing_keys'])}")
     return VLM(model, processor, adapter, str(name))
+
+
+def spec_of(config) -> ModelSpec:
+    """The dimensions of a model from its transformers config, of one view of a typical picture.
+
+    Raises ValueError if its family, or this configuration of the family, does not run.
+    """
+    adapter = _adapter("this model", config)
+    adapter.check(config)
+    return adapter.spec(config)
+
+
+def _adapter(name: str | Path, config) -> Adapter:
+    """Of the config's family; `name` is for the message of the ValueError if there is none."""
+    if config.model_type not in FAMILIES:
+        raise ValueError(f"cannot run {name}: its family is {config.model_type!r}. {_families()}")
+    return FAMILIES[config.model_type]
 
 
 def _source(name: str, revision: str | None) -> tuple[str, bool]:

@@ -16,7 +16,7 @@ import transformers as tf
 from PIL import Image
 
 from vtc_demo import cost
-from vtc_demo.models import EMBEDDED, FAMILIES, VLM, Adapter
+from vtc_demo.models import EMBEDDED, FAMILIES, VLM, Adapter, spec_of
 from vtc_demo.models.layout import Inputs
 from vtc_demo.models.parts import Parts
 
@@ -160,7 +160,7 @@ def catalogue() -> dict[str, Shape]:
         Shape("qwen2.5-vl-7b", "Qwen2.5-VL-7B", cost.SPECS["qwen2.5-vl-7b"], qwen2_5_vl, 672),
     ]
     if (EMBEDDED / "config.json").is_file():
-        spec = cost.ModelSpec.from_config(tf.AutoConfig.from_pretrained(EMBEDDED, local_files_only=True))
+        spec = spec_of(tf.AutoConfig.from_pretrained(EMBEDDED, local_files_only=True))
         known.append(Shape("embedded", "Embedded VLM", replace(spec, name="embedded"), llava, 336))
     return {shape.name: shape for shape in known}
 

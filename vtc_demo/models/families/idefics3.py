@@ -6,11 +6,11 @@ import torch
 from transformers import Idefics3ForConditionalGeneration
 from transformers.models.idefics3.modeling_idefics3 import Idefics3Connector
 
-from vtc_demo import cost
 from vtc_demo.core.shape import ModelShape
 
 from ..adapter import Adapter
 from ..layout import VISUAL, Inputs, tiled
+from ..spec import build_spec
 
 FAKE, WHOLE_PICTURE = "<fake_token_around_image>", "<global-img>"
 
@@ -47,7 +47,7 @@ class Idefics3Adapter(Adapter):
 
     def spec(self, config):
         joined = config.vision_config.hidden_size * config.scale_factor**2
-        return cost.ModelSpec.from_parts(
+        return build_spec(
             config,
             patches=self.side(config) ** 2,
             projector=(joined, config.text_config.hidden_size),

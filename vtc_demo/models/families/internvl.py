@@ -7,12 +7,12 @@ from transformers import InternVLForConditionalGeneration
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.internvl.modeling_internvl import InternVLModel
 
-from vtc_demo import cost
 from vtc_demo.core.shape import ModelShape
 
 from ..adapter import Adapter
 from ..attention import EncoderProbe
 from ..layout import VISUAL, Inputs, tiled
+from ..spec import build_spec
 
 DECODERS = ("llama", "qwen2", "qwen3")
 
@@ -67,7 +67,7 @@ class InternVLAdapter(Adapter):
     def spec(self, config):
         shape, width = self.shape(config), config.text_config.hidden_size
         joined = config.vision_config.hidden_size * round(1 / config.downsample_ratio) ** 2
-        return cost.ModelSpec.from_parts(
+        return build_spec(
             config,
             patches=self.side(config) ** 2,
             extra=1,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from vtc_demo import cost
 from vtc_demo.core.shape import ModelShape
 
 from ..adapter import Adapter
 from ..layout import VISUAL, WHOLE, Crop, Inputs, Layout, centre, per_image
+from ..spec import build_spec
 
 DECODERS = ("llama", "mistral", "qwen2")  # pre-norm layers with q_proj, k_proj, one RoPE, full causal attention
 
@@ -19,6 +19,7 @@ class LlavaAdapter(Adapter):
     model_class = LlavaForConditionalGeneration
     description = "LLaVA (LlavaForConditionalGeneration) with a CLIP tower and a Llama, Mistral or Qwen2 decoder"
     towers = {"clip_vision_model": True}  # model type -> whether it has a CLS token
+    crops = 1  # views of a square picture, for the spec
     resizable = True
 
     def check(self, config):
@@ -51,7 +52,17 @@ class LlavaAdapter(Adapter):
         )
 
     def spec(self, config):
-        return cost.ModelSpec.from_config(config)
+        shape, width = self.shape(config), config.text_config.hidden_size
+        keeps_cls = shape.has_cls and config.vision_feature_select_strategy == "full"
+        return build_spec(
+            config,
+            patches=shape.patches,
+            extra=int(shape.has_cls),
+            vision_layers=shape.feature_layer + 1,
+            projector=(config.vision_config.hidden_size, width, width),
+            visual_tokens=self.crops * (shape.patches + keeps_cls),
+            crops=self.crops,
+        )
 
     def encoder_layers(self, model):
         return model.model.vision_tower.encoder.layers

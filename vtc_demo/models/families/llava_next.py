@@ -18,6 +18,7 @@ class LlavaNextAdapter(LlavaAdapter):
     model_type = "llava_next"
     model_class = LlavaNextForConditionalGeneration
     description = "LLaVA-NeXT (LlavaNextForConditionalGeneration) with a CLIP tower"
+    crops = 5  # of a square at twice the tower's side: the whole and four tiles; line breaks are not counted
     resizable = False
     strategy = "default"
 

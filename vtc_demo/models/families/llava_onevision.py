@@ -9,8 +9,6 @@ import torch
 from torch import nn
 from transformers import LlavaOnevisionForConditionalGeneration
 
-from vtc_demo import cost
-
 from ..layout import NEWLINE, VISUAL, Crop, Inputs
 from .llava_next import LlavaNextAdapter
 
@@ -28,17 +26,6 @@ class LlavaOnevisionAdapter(LlavaNextAdapter):
     nested = True
     towers = {"siglip_vision_model": False}
     strategy = "full"
-
-    def spec(self, config):
-        side = self.shape(config).grid[0]
-        return cost.ModelSpec.from_parts(
-            config,
-            patches=side * side,
-            projector=(config.vision_config.hidden_size, *[config.text_config.hidden_size] * 2),
-            visual_tokens=5 * side * side,
-            crops=5,
-            vision_layers=self.shape(config).feature_layer + 1,
-        )
 
     def inputs(self, processor, config, images, side):
         made = self.processed(processor, images)

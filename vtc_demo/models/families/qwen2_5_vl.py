@@ -17,16 +17,14 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
     model_class = Qwen2_5_VLForConditionalGeneration
     description = "Qwen2.5-VL (Qwen2_5_VLForConditionalGeneration)"
 
-    def width(self, tower):
-        return tower.hidden_size
-
-    def mlp(self, tower):
-        return tower.intermediate_size
-
-    def spec(self, config, **facts):
-        tower = config.vision_config
-        windows = {"window": (tower.window_size // tower.patch_size) ** 2, "full_layers": tower.fullatt_block_indexes}
-        return super().spec(config, vision_mlp_gated=True, **(windows | facts))
+    def tower_spec(self, tower):
+        return {
+            "vision_width": tower.hidden_size,
+            "vision_mlp": tower.intermediate_size,
+            "vision_mlp_gated": True,
+            "window": (tower.window_size // tower.patch_size) ** 2,
+            "full_layers": tuple(tower.fullatt_block_indexes),
+        }
 
     def windows(self, config, grid):
         tower = config.vision_config

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import Qwen2VLForConditionalGeneration
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
 
-from vtc_demo import cost
 from vtc_demo.core.shape import ModelShape
 
 from ..adapter import Adapter
 from ..attention import EncoderProbe
 from ..layout import VISUAL, Crop, Inputs, Layout
+from ..spec import build_spec
 
 TYPICAL = 16  # rows and columns of the visual tokens of a picture of usual size
 
@@ -85,23 +85,20 @@ class Qwen2VLAdapter(Adapter):
             vision_heads=tower.num_heads,
         )
 
-    def width(self, tower) -> int:
-        return tower.embed_dim
+    def tower_spec(self, tower) -> dict:
+        """Fields of ModelSpec that this family's vision_config names in its own way."""
+        return {"vision_width": tower.embed_dim, "vision_mlp": int(tower.embed_dim * tower.mlp_ratio)}
 
-    def mlp(self, tower) -> int:
-        return int(tower.embed_dim * tower.mlp_ratio)
-
-    def spec(self, config, **facts):
-        tower, unit = config.vision_config, self.merge(config) ** 2
-        joined = self.width(tower) * unit
-        facts = {"vision_width": self.width(tower), "vision_mlp": self.mlp(tower)} | facts
-        return cost.ModelSpec.from_parts(
+    def spec(self, config):
+        tower, unit = self.tower_spec(config.vision_config), self.merge(config) ** 2
+        joined = tower["vision_width"] * unit
+        return build_spec(
             config,
             patches=TYPICAL**2 * unit,
             projector=(joined, joined, config.text_config.hidden_size),
             visual_tokens=TYPICAL**2,
-            frames=tower.temporal_patch_size,
-            **facts,
+            frames=config.vision_config.temporal_patch_size,
+            **tower,
         )
 
     # -- tower ----------------------------------------------------------------------------------------------------

@@ -19,11 +19,8 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
     model_class = Qwen3VLForConditionalGeneration
     description = "Qwen3-VL (Qwen3VLForConditionalGeneration)"
 
-    def width(self, tower):
-        return tower.hidden_size
-
-    def mlp(self, tower):
-        return tower.intermediate_size
+    def tower_spec(self, tower):
+        return {"vision_width": tower.hidden_size, "vision_mlp": tower.intermediate_size}
 
     def embed(self, model, inputs, resized):
         tower, grid = model.model.visual, frames(inputs.layout, inputs.pixels.device)
