@@ -78,7 +78,7 @@ def flops(spec: ModelSpec, schedule, text_tokens: int, convention: str = "true")
     """The cost of the first token in one convention; its unit is CONVENTIONS[convention].unit.
 
     schedule [layers]: visual tokens entering each LLM layer. `true` is the total of `run_flops` for a full tower and
-    one new token; own work of a method and a shortened encoder are for `run_flops`. A float for `fastv` (a mean).
+    one new token; the overhead of a method and a shortened encoder are for `run_flops`. A float for `fastv` (a mean).
     Raises ValueError for an unknown convention, a schedule of the wrong length or a negative count.
     """
     if convention not in CONVENTIONS:

@@ -129,7 +129,7 @@ def run_flops(
     encoder_schedule [vision_layers]: tokens of one crop entering each encoder layer, CLS included (default: all).
     projector_tokens: rows through the projector; default spec.visual_tokens.
     patches: patches embedded per crop; default spec.patches (give it when the input image was scaled).
-    overhead: FLOPs of the method's own work, reported as compression.
+    overhead: FLOPs of the method itself (scores, merges), reported as compression.
     cache_schedule [layers]: visual tokens in each layer's cache while decoding, if trimmed (default: schedule).
     mlp_schedule [layers], encoder_mlp_schedule [vision_layers]: tokens through the MLPs, if fewer.
     encoder_pairs [vision_layers]: (query, key) pairs of each encoder layer, if not those of the spec.

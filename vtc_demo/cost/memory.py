@@ -1,4 +1,4 @@
-"""Bytes, and the time they and the FLOPs ask for at least: KV cache, weights, roofline."""
+"""Bytes of the KV cache and the weights; the roofline: the least time that FLOPs and bytes take."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def expected_speedup(
 ) -> float:
     """Prefill time under `full_schedule` over that under `schedule`, both at the roofline; at most the FLOPs ratio.
 
-    A pass computes batch x (prefill + own work `overhead` + LM head); it reads the decoder's weights once and writes
+    A pass computes batch x (prefill + overhead + LM head); it reads the decoder's weights once and writes
     batch KV caches. Other activation traffic and launch times are left out: they make the measured figure smaller.
     """
     batch = count("batch", batch)
     weights = weight_bytes(spec, bytes_per_value)
 
-    def work(lengths, own: int) -> tuple[int, int]:
-        parts = run_flops(spec, lengths, text_tokens, overhead=own)
+    def work(lengths, overhead: int) -> tuple[int, int]:
+        parts = run_flops(spec, lengths, text_tokens, overhead=overhead)
         moved = batch * kv_bytes(spec, lengths, text_tokens, bytes_per_value=bytes_per_value)
         return (
             batch * (parts["prefill"] + parts["lm_head"] + parts["compression"]),

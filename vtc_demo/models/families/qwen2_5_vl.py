@@ -11,7 +11,7 @@ from .qwen2_vl import Qwen2VLAdapter, Spans, frames
 
 
 class Qwen25VLAdapter(Qwen2VLAdapter):
-    """The tower's tokens stand window by window; `sources` puts them back into the order of the picture."""
+    """The tower's tokens are ordered window by window; `sources` restores the raster order."""
 
     model_type = "qwen2_5_vl"
     model_class = Qwen2_5_VLForConditionalGeneration
@@ -40,9 +40,9 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
         order = (joined[:, None] * unit + torch.arange(unit)).flatten().to(device)  # [N]
         h = tower.patch_embed(inputs.pixels)[order]  # [N, C]
         rope = tower.rotary_pos_emb(h, get_vision_position_ids(grid, tower.spatial_merge_size).to(device))
-        turned = tuple(part[order] for part in rope)
+        rope = tuple(part[order] for part in rope)
         full = tuple(model.config.vision_config.fullatt_block_indexes)
-        return h[None], Spans(get_vision_cu_seqlens(grid), turned, limits, full, order)
+        return h[None], Spans(get_vision_cu_seqlens(grid), rope, limits, full, order)
 
     def sources(self, config, sizes, sources):
         joined, _ = self.windows(config, frames(Layout((), (), (), sizes=sizes), "cpu"))
