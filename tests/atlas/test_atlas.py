@@ -11,7 +11,7 @@ from playwright.sync_api import expect
 from vtc_demo import registry
 from vtc_demo.atlas import papers as atlas
 from vtc_demo.core.card import Card
-from vtc_demo.ui import atlas as tab
+from vtc_demo.ui.tabs import atlas as tab
 
 expect.set_options(timeout=60_000)
 BOOK = atlas.load()

@@ -13,8 +13,8 @@ from vtc_demo.benchmark import bench, timing
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.training import build
 from vtc_demo.ui import serve
-from vtc_demo.ui.compare import Compare
-from vtc_demo.ui.sweep import Sweep
+from vtc_demo.ui.tabs.compare import Compare
+from vtc_demo.ui.tabs.sweep import Sweep
 
 FULL = {"preprocess": 5.0, "vision": 45.0, "projector": 0.5, "compression": 0.0, "prefill": 49.5, "ttft": 100.0}
 FULL |= {"decode_per_token": 4.0}

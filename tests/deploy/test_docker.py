@@ -31,7 +31,12 @@ def test_it_is_what_a_docker_space_runs(built):
 
 def test_the_image_holds_what_serves_and_not_what_develops(built):
     app = built.root / HOME
-    for path in ("app.py", "vtc_demo/ui/page.css", "assets/models/embedded/model.safetensors", "requirements.txt"):
+    for path in (
+        "app.py",
+        "vtc_demo/ui/static/page.css",
+        "assets/models/embedded/model.safetensors",
+        "requirements.txt",
+    ):
         assert (app / path).read_bytes() == (ROOT / path).read_bytes()
     assert not any((app / path).exists() for path in ("tests", ".git", ".ci", "Dockerfile", ".pytest_cache"))
     assert not [path for path in app.rglob("*") if path.name == "__pycache__"]

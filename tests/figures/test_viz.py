@@ -12,7 +12,8 @@ from vtc_demo import registry
 from vtc_demo.core.run import Run
 from vtc_demo.core.tokens import Reduction, Site, Trace
 from vtc_demo.figures import viz
-from vtc_demo.ui import cards, compare, controls, summary
+from vtc_demo.ui.components import cards, controls, summary
+from vtc_demo.ui.tabs import compare
 
 ROWS, COLUMNS = 4, 6
 
@@ -137,7 +138,7 @@ def test_soft_provenance_is_drawn_as_heat(reduced):
 
 def test_a_picture_beside_the_sequence_is_told(reduced):
     """As VLoRA's: two rows at the projector, no token in any layer."""
-    trace = Trace((ROWS, COLUMNS), 0, 3, beside=True)
+    trace = Trace((ROWS, COLUMNS), 0, 3, outside=True)
     trace.add(Site("projector"), Reduction.from_dense(torch.full((2, 24), 1 / 24), soft=True))
     lengths = {"timings_ms": {}, "title": "Beside", "kv_lengths": [6, 6, 6], "kv_bytes": 4096}
     record = Run(registry.resolve("full"), trace=trace).to_dict() | lengths
@@ -290,13 +291,13 @@ def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
     tab = compare.Compare(stream, 576, small_world=True)
     heads = [{"method": "random", "own": False, "tokens": 64, "params": {}, "on": on} for on in (True, False, False)]
     asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"})
-    *_, last = tab.answer(*asked, compare.Brake(), 1.0, *heads)
+    *_, last = tab.answer(*asked, compare.Cancel(), 1.0, *heads)
     assert "Try again" in last[0] and "secret" not in "".join(map(str, last))
     assert all("no answer" in card for card in last[2:4])
     assert isinstance(last[4], dict) and isinstance(last[5], dict)  # the columns that are off are left alone
 
 
-def test_a_pressed_brake_ends_the_running_request_and_the_waiting_one():
+def test_a_pressed_cancel_ends_the_running_request_and_the_waiting_one():
     seen = []
 
     def stream(image, question, chosen, options):
@@ -304,11 +305,11 @@ def test_a_pressed_brake_ends_the_running_request_and_the_waiting_one():
             seen.append(stage)
             yield "stage", 0, {"stage": stage}
 
-    tab, brake = compare.Compare(stream, 576, small_world=True), compare.Brake()
-    asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"}, brake)
+    tab, cancel = compare.Compare(stream, 576, small_world=True), compare.Cancel()
+    asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"}, cancel)
     running = tab.answer(*asked, 0.25)
     next(running)
-    brake.press(0.5)  # at the number of the request that waits for its turn
+    cancel.press(0.5)  # at the number of the request that waits for its turn
     assert list(running) == [] and seen == ["vision", "prefill"]
     assert list(tab.answer(*asked, 0.5)) == [compare.NOTHING]
     assert len(list(tab.answer(*asked, 0.75))) == 3

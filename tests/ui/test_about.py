@@ -9,7 +9,7 @@ from pages import served, watched
 from playwright.sync_api import expect
 
 from vtc_demo import cost
-from vtc_demo.ui import about
+from vtc_demo.ui.tabs import about
 
 expect.set_options(timeout=60_000)
 

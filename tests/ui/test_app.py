@@ -153,15 +153,15 @@ def test_settings_of_a_column_are_its_hyper_parameters(page):
 @pytest.fixture
 def slow(monkeypatch):
     """Every comparison counts as slow, and steps take their time: cards show that they wait, and Stop is there."""
-    monkeypatch.setattr(ui.compare, "QUICK", -1.0)
-    follow = ui.compare.Compare._follow
+    monkeypatch.setattr(ui.tabs.compare, "QUICK", -1.0)
+    follow = ui.tabs.compare.Compare._follow
 
     def lingering(*args):
         for update in follow(*args):
             time.sleep(0.2)
             yield update
 
-    monkeypatch.setattr(ui.compare.Compare, "_follow", lingering)
+    monkeypatch.setattr(ui.tabs.compare.Compare, "_follow", lingering)
 
 
 @pytest.mark.browser
@@ -182,7 +182,7 @@ def test_a_slow_comparison_shows_progress_and_stops(page, slow):
 
 @pytest.mark.browser
 def test_a_quick_comparison_keeps_its_cards_until_the_new_ones_are_there(page, monkeypatch):
-    monkeypatch.setattr(ui.compare, "QUICK", 1000.0)
+    monkeypatch.setattr(ui.tabs.compare, "QUICK", 1000.0)
     page.evaluate("""() => {
         window.empty = 0;
         new MutationObserver(() => { window.empty += document.querySelectorAll('.is-running').length; })
@@ -267,14 +267,14 @@ def test_hostile_text_is_shown_as_text(page):
 @pytest.mark.browser
 def test_hostile_model_output_and_refusals_are_shown_as_text(page, monkeypatch):
     page.on("dialog", lambda d: pytest.fail("script ran"))
-    take = ui.compare.Board.take
+    add = ui.tabs.compare.Results.add
 
     def hostile(board, kind, index, data):
         if kind == "run" and index == 1:
             data = data | {"answer": EVIL, "title": EVIL}
-        take(board, *(("error", index, EVIL) if kind == "run" and index == 2 else (kind, index, data)))
+        add(board, *(("error", index, EVIL) if kind == "run" and index == 2 else (kind, index, data)))
 
-    monkeypatch.setattr(ui.compare.Board, "take", hostile)
+    monkeypatch.setattr(ui.tabs.compare.Results, "add", hostile)
     page.locator("#vtc-compare").click()
     expect(page.locator(".vtc-col-1 .vtc-answer .text")).to_have_text(EVIL)
     expect(page.locator(".vtc-col-2 .vtc-problem")).to_have_text(EVIL)

@@ -12,8 +12,8 @@ from playwright.sync_api import expect
 
 from vtc_demo import ui, world
 from vtc_demo.figures import viz
-from vtc_demo.ui import composer
-from vtc_demo.ui.compare import SCENES
+from vtc_demo.ui.components import composer
+from vtc_demo.ui.tabs.compare import SCENES
 from vtc_demo.world import Item, Scene, Tag
 
 expect.set_options(timeout=60_000)
@@ -152,7 +152,7 @@ def test_what_the_notes_say_was_taught_is_what_is_drawn():
 
 
 def test_the_tab_refuses_a_hostile_draft_in_words():
-    tab = ui.compare.Compare(None, 576, True)
+    tab = ui.tabs.compare.Compare(None, 576, True)
     for value in (None, [], {"scene": None}, {"scene": draft(items=[HEART | {"thing": "<img src=x>"}])}):
         told = [update for update in tab.compose(value) if update != gr.skip()]
         assert len(told) == 1 and "vtc-problem" in told[0] and "<img src=x" not in told[0]

@@ -14,8 +14,8 @@ from vtc_demo.figures import lab as figures_lab
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
-from vtc_demo.ui import lab as tab
-from vtc_demo.ui.brake import Brake
+from vtc_demo.ui.running import Cancel
+from vtc_demo.ui.tabs import lab as tab
 
 expect.set_options(timeout=90_000)
 RECORDS = sorted(tab.RECORDS.glob("lab-*.json"))
@@ -174,7 +174,7 @@ def test_shares_become_tokens_of_the_shape(board):
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_what_the_page_would_not_send_is_refused_in_words(board, change):
-    (update,) = list(board.measure(tab.CHOSEN | change, Brake(), 0.5))
+    (update,) = list(board.measure(tab.CHOSEN | change, Cancel(), 0.5))
     assert "vtc-problem" in update[0] and "Something went wrong" not in update[0]
     assert "vtc-note" in board.remark(tab.CHOSEN | change)
 
@@ -184,12 +184,12 @@ def test_a_failure_is_no_traceback(monkeypatch):
         raise RuntimeError("secret path")
         yield
 
-    *_, last = tab.Lab(broken).measure(tab.CHOSEN, Brake(), 0.5)
+    *_, last = tab.Lab(broken).measure(tab.CHOSEN, Cancel(), 0.5)
     assert tab.FAILED in last[0] and "secret" not in last[0]
 
 
 def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):
-    closed, brake = [], Brake()
+    closed, cancel = [], Cancel()
 
     def endless(settings):
         try:
@@ -199,13 +199,13 @@ def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):
             closed.append(True)
 
     board = tab.Lab(endless)
-    updates = board.measure(tab.CHOSEN, brake, 0.5)
+    updates = board.measure(tab.CHOSEN, cancel, 0.5)
     assert "is-running" in next(updates)[0]
-    assert "Stopped" in tab.stop_run(brake, 0.5, record)
+    assert "Stopped" in tab.stop_run(cancel, 0.5, record)
     ((said, *_),) = updates  # said again, because progress may have reached the page after it
     assert "Stopped" in said and closed == [True]
-    assert "is-running" not in str(list(board.measure(tab.CHOSEN, brake, 0.5)))  # the same request, had it waited
-    assert "is-running" in next(board.measure(tab.CHOSEN, brake, 0.7))[0]  # the next one runs
+    assert "is-running" not in str(list(board.measure(tab.CHOSEN, cancel, 0.5)))  # the same request, had it waited
+    assert "is-running" in next(board.measure(tab.CHOSEN, cancel, 0.7))[0]  # the next one runs
 
 
 def test_strange_views_and_records_change_nothing(board, record):

@@ -10,9 +10,11 @@ from playwright.sync_api import expect
 import vtc_demo as vtc
 from vtc_demo import registry, world
 from vtc_demo.figures import viz
-from vtc_demo.ui import compare, composer, export, serve, share
+from vtc_demo.ui import export, serve, share
+from vtc_demo.ui.components import composer
 from vtc_demo.ui.share import View
 from vtc_demo.ui.source import Source
+from vtc_demo.ui.tabs import compare
 
 expect.set_options(timeout=60_000)
 TOTAL = 576
@@ -116,7 +118,7 @@ def vlm():
 
 def taken(vlm, source, question, budget, heads):
     tab = compare.Compare(serve.streamer(vlm), TOTAL, True)
-    *_, last = tab.answer(source, question, budget, compare.Brake(), 1.0, *heads)
+    *_, last = tab.answer(source, question, budget, compare.Cancel(), 1.0, *heads)
     return last[1]
 
 

@@ -1,7 +1,7 @@
 """Pictures of results: masks over the image, bars, verdicts. Reads `Run.to_dict()` and knows no model.
 
-Everything returned is HTML or SVG with its text escaped. Moving parts (the site slider, hovering) are in `ui/mask.js`,
-which reads the data that `mask` leaves in the `data-mask` attribute.
+Everything returned is HTML or SVG with its text escaped. Moving parts (the site slider, hovering) are in
+`ui/static/mask.js`, which reads the data that `mask` leaves in the `data-mask` attribute.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ from html import escape
 
 import gradio as gr
 
-from . import about, api, atlas, language, own, serve, theme
-from .compare import Compare
-from .lab import Lab
-from .lab import runner as lab_runner
-from .sweep import Sweep
-from .sweep import runner as sweep_runner
+from . import api, language, serve, theme
+from .tabs import about, atlas, own
+from .tabs.compare import Compare
+from .tabs.lab import Lab
+from .tabs.lab import runner as lab_runner
+from .tabs.sweep import Sweep
+from .tabs.sweep import runner as sweep_runner
 
 TITLE = "Visual token compression, side by side"
 

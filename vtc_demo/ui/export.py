@@ -47,7 +47,7 @@ def _literal(value) -> str:
 def _picture(source: Source) -> list[str]:
     if source.scene is None:
         return [
-            "from vtc_demo import viz",
+            "from vtc_demo.figures import viz",
             "",
             "# The picture is your own and is not part of this text: put its file name here.",
             f'image = viz.square(vtc.load_rgb("picture.png"), {2 * viz.SIDE})',

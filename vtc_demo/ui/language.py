@@ -1,4 +1,4 @@
-"""Languages of the page: the file `zh.json` beside this one is Chinese, with any `zh-*.json`. See docs/translation.md.
+"""Languages of the page: `locales/zh.json` is Chinese, with any `zh-*.json`. See docs/translation.md.
 
 English is what the sources say; `language.js` puts the other languages in its place, in the browser alone.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-HERE = Path(__file__).parent
+LOCALES = Path(__file__).parent / "locales"
 TABLES = ("texts", "patterns", "parts")
 
 
 def languages() -> dict[str, dict]:
     """Code -> {"name", "lang", "texts", "patterns", "parts"}, the last three from English to that language."""
     found = {}
-    for file in sorted(HERE.glob("??.json")):
-        extra = [_read(more) for more in sorted(HERE.glob(f"{file.stem}-*.json"))]
+    for file in sorted(LOCALES.glob("??.json")):
+        extra = [_read(more) for more in sorted(LOCALES.glob(f"{file.stem}-*.json"))]
         tables = [_read(file), *extra]
         merged = {name: {k: v for table in tables for k, v in table.get(name, {}).items()} for name in TABLES}
         found[file.stem] = tables[0] | merged

@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from vtc_demo import registry
 from vtc_demo.comparison.matching import MATCHES
 
-from . import composer
+from .components import composer
 from .source import Source
 
 LONGEST = 30_000  # characters of a query; a composed scene of twelve objects takes about 2500

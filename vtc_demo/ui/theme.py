@@ -9,10 +9,9 @@ from pathlib import Path
 import gradio as gr
 from gradio.themes.utils.fonts import Font
 
-HERE = Path(__file__).parent
-CSS, JS = (
-    [HERE / f"page.{kind}", *sorted(f for f in HERE.glob(f"*.{kind}") if f.stem != "page")] for kind in ("css", "js")
-)  # page.* first: the others build on it
+STATIC = Path(__file__).parent / "static"
+FIRST = "page"  # the others build on page.css and page.js
+CSS, JS = (sorted(STATIC.glob(f"*.{kind}"), key=lambda f: (f.stem != FIRST, f)) for kind in ("css", "js"))
 
 CJK = ("PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "Noto Sans SC", "WenQuanYi Micro Hei")  # after all others
 FONT = ("Inter", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "Arial", "Liberation Sans", *CJK, "sans-serif")

@@ -8,7 +8,7 @@ QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 @dataclass
-class Brake:
+class Cancel:
     """Between the Stop button and the requests of one visitor: how often it was pressed, and at which request.
 
     A request looks at it between two steps. Cancelling the event instead can lose the visitor's next click: the browser

@@ -16,7 +16,7 @@ from vtc_demo.core.tokens import SITE_ORDER
 from vtc_demo.evaluation.findings import finding
 from vtc_demo.figures import viz
 
-from . import controls
+from ..components import controls
 
 NOWHERE = "none"  # the place of papers that reduce nothing inside a vision-language model
 PLACES = {**controls.PLACES, "input_image": "image", "llm_layer": "LLM layers", NOWHERE: "none"}

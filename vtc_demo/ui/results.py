@@ -6,11 +6,11 @@ from typing import Any
 
 from vtc_demo.figures import viz
 
-from . import cards
+from .components import cards
 from .share import View, query
 
 
-class Board:
+class Results:
     """columns: places on the page of the methods that run; hues: method name -> colour."""
 
     def __init__(self, view: View, columns: list[int], hues: dict[str, str]):
@@ -21,7 +21,7 @@ class Board:
         self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
         self.begun = False
 
-    def take(self, kind: str, index: int | None, data: Any) -> None:
+    def add(self, kind: str, index: int | None, data: Any) -> None:
         self.begun = True
         if kind == "run":
             self.runs[self.columns[index]] = data

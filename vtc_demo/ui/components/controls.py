@@ -16,7 +16,7 @@ import gradio as gr
 from vtc_demo.comparison.matching import MATCHES
 from vtc_demo.evaluation.findings import finding
 
-from .share import fewest
+from ..share import fewest
 
 BUDGETS = (32, 64, 128, 192, 288)  # visual tokens; 64, 128 and 192 are those of the papers' tables
 

@@ -12,11 +12,12 @@ from vtc_demo import registry
 from vtc_demo.core.images import load_rgb
 from vtc_demo.figures import viz
 
-from . import cards, composer, controls, export, share
-from .board import Board
-from .brake import QUIET, Brake
-from .share import View
-from .source import Source, preview
+from .. import export, share
+from ..components import cards, composer, controls
+from ..results import Results
+from ..running import QUIET, Cancel
+from ..share import View
+from ..source import Source, preview
 
 SCENES = (8, 12, 5, 27, 22)  # the first is shown first
 COLUMNS = ("fastervlm", "fastv", "random")
@@ -58,60 +59,60 @@ class Compare:
             specs.append(spec)
         return columns, specs, options
 
-    def answer(self, source: Source, question: str, budget: dict, brake: Brake, request: float, *heads: dict):
+    def answer(self, source: Source, question: str, budget: dict, cancel: Cancel, request: float, *heads: dict):
         """The one handler that runs the model: yields the strip, what can be exported, and the four cards."""
-        board, pressed = None, brake.presses
+        results, pressed = None, cancel.presses
         try:
-            if request == brake.request:  # stopped while it was waiting for its turn
+            if request == cancel.request:  # stopped while it was waiting for its turn
                 yield NOTHING  # what never yields empties its outputs
                 return
             view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
             columns, specs, options = self.specs(view, list(heads))
-            board = Board(view, columns, self.hues)
-            for update in self._follow(board, specs, options):
-                if brake.presses != pressed:
+            results = Results(view, columns, self.hues)
+            for update in self._follow(results, specs, options):
+                if cancel.presses != pressed:
                     return
                 yield update
         except ValueError as error:
-            yield cards.problem(sentence(error)), gr.skip(), *self._given_up(board)
+            yield cards.problem(sentence(error)), gr.skip(), *self._given_up(results)
         except Exception:
             logging.exception("a comparison failed")
-            yield cards.problem(FAILED), gr.skip(), *self._given_up(board)
+            yield cards.problem(FAILED), gr.skip(), *self._given_up(results)
 
     @staticmethod
-    def _given_up(board: Board | None) -> list:
+    def _given_up(results: Results | None) -> list:
         """The cards after a failure: those that have no result stop waiting for one."""
-        waiting = [c for c in board.columns if c not in board.runs] if board and board.begun else []
-        return [cards.failed("no answer", board.picture) if c in waiting else gr.skip() for c in range(4)]
+        waiting = [c for c in results.columns if c not in results.runs] if results and results.begun else []
+        return [cards.failed("no answer", results.picture) if c in waiting else gr.skip() for c in range(4)]
 
-    def _follow(self, board: Board, specs: list[dict], options: dict):
+    def _follow(self, results: Results, specs: list[dict], options: dict):
         """One update per event, empty while a quick model is at work, so that Stop is looked at."""
         began, waiting = time.monotonic(), self.seconds >= QUICK
         if waiting:
-            yield cards.waiting(board.question), None, *map(board.card, range(4))
-        for kind, index, data in self.stream(board.source.image, board.question, specs, options):
-            board.take(kind, index, data)
+            yield cards.waiting(results.question), None, *map(results.card, range(4))
+        for kind, index, data in self.stream(results.source.image, results.question, specs, options):
+            results.add(kind, index, data)
             if kind == "done":  # drawn again, now on one scale and against the full model wherever that stands
                 self.seconds = time.monotonic() - began
-                yield board.strip(), self._taken(board, specs, options, data), *map(board.card, range(4))
+                yield results.strip(), self._taken(results, specs, options, data), *map(results.card, range(4))
             elif waiting and index is not None:
-                changed = board.columns[index]
-                yield gr.skip(), gr.skip(), *(board.card(c) if c == changed else gr.skip() for c in range(4))
+                changed = results.columns[index]
+                yield gr.skip(), gr.skip(), *(results.card(c) if c == changed else gr.skip() for c in range(4))
             elif not waiting and time.monotonic() - began > QUICK:
                 waiting = True
-                yield cards.waiting(board.question), None, *map(board.card, range(4))
+                yield cards.waiting(results.question), None, *map(results.card, range(4))
             else:
                 yield NOTHING
 
-    def _taken(self, board: Board, specs: list[dict], options: dict, comparison: dict) -> dict:
+    def _taken(self, results: Results, specs: list[dict], options: dict, comparison: dict) -> dict:
         """What can be exported of a finished comparison."""
-        text = export.snippet(self.model, board.source, board.question, specs, options)
+        text = export.snippet(self.model, results.source, results.question, specs, options)
         return {"json": comparison, "python": text}
 
     def first(self, view: View, heads: list[dict]) -> list:
         """Strip, export and cards of the first view, really computed."""
         shown, budget = ["", None, "", "", "", ""], {"tokens": view.tokens, "match": view.match}
-        for update in self.answer(view.source, view.question, budget, Brake(), 0.0, *heads):
+        for update in self.answer(view.source, view.question, budget, Cancel(), 0.0, *heads):
             shown = [old if isinstance(new, dict) and "__type__" in new else new for old, new in zip(shown, update)]
         return shown
 
@@ -169,7 +170,7 @@ class Compare:
         source = Source.of(SCENES[0])
         asked = source.suggestions()
         self.asked = asked[0]
-        state, brake, taken = gr.State(source), gr.State(Brake()), gr.State(None)
+        state, cancel, taken = gr.State(source), gr.State(Cancel()), gr.State(None)
         go = gr.Number(0, visible="hidden", elem_id="vtc-go")
         with gr.Row(elem_classes="vtc-page"):
             with gr.Column(elem_classes="vtc-rail"):
@@ -210,7 +211,7 @@ class Compare:
         view = View(source, asked[0], TOKENS, share.MATCHES[0], [h.value for h in self.heads])
         for component, value in zip([strip, taken, *bodies], self.first(view, view.columns)):
             component.value = value
-        changed, results = [state, shown, question, chips, strip, go], [strip, taken, *bodies]
+        changed, shown_results = [state, shown, question, chips, strip, go], [strip, taken, *bodies]
         composing.wire(state, self.compose, changed)
         self._choose_wires(changed, picker, upload, chips)
         page.load(
@@ -221,10 +222,10 @@ class Compare:
             chosen(None, None, go, js="() => Math.random()", **QUIET)
         # Every choice ends here. While one comparison runs, only the last of the later ones is remembered.
         go.change(
-            self.answer, [state, question, budget, brake, go, *self.heads], results, trigger_mode="always_last",
+            self.answer, [state, question, budget, cancel, go, *self.heads], shown_results, trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(_stop, [brake, go], strip, **QUIET)
+        stop.click(_stop, [cancel, go], strip, **QUIET)
         take.pick(_take, [take, taken], take, **QUIET)
 
     def _choose_wires(self, changed, picker, upload, chips) -> None:
@@ -241,8 +242,8 @@ class Compare:
         return controls.head(column + 1, known[(column - 1) % len(known)], self.cards, self.hues, entries)
 
 
-def _stop(brake: Brake, request: float) -> str:
-    brake.press(request)
+def _stop(cancel: Cancel, request: float) -> str:
+    cancel.press(request)
     return cards.stopped()
 
 

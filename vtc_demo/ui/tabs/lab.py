@@ -23,8 +23,9 @@ from vtc_demo.core.assets import MEASUREMENTS
 from vtc_demo.figures import lab as figures_lab
 from vtc_demo.figures import viz
 
-from . import controls, serve
-from .brake import QUIET, Brake
+from .. import serve
+from ..components import controls
+from ..running import QUIET, Cancel
 from .sweep import problem, strip, tick
 
 RECORDS = MEASUREMENTS
@@ -92,16 +93,16 @@ class Lab:
         }  # fmt: skip
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict, brake: Brake, request: float, shown: dict | None = None):
+    def measure(self, plan: dict, cancel: Cancel, request: float, shown: dict | None = None):
         """Measures: yields (status, record, a number that starts the drawing)."""
-        pressed, stage = brake.presses, ""
+        pressed, stage = cancel.presses, ""
         try:
-            if request == brake.request:  # stopped while it was waiting for its turn
+            if request == cancel.request:  # stopped while it was waiting for its turn
                 yield gr.skip(), gr.skip(), gr.skip()
                 return
             with closing(self.run(self.read(plan))) as events:
                 for kind, data in events:
-                    if brake.presses != pressed:
+                    if cancel.presses != pressed:
                         yield stopped(shown), gr.skip(), gr.skip()  # again: progress may have come after it
                         return
                     if kind == "record":
@@ -155,7 +156,7 @@ class Lab:
     def build(self) -> None:
         first = next(iter(self.recorded), None)
         shown = self.recorded.get(first)
-        record, brake, text = gr.State(shown), gr.State(Brake()), gr.Textbox("", visible="hidden")
+        record, cancel, text = gr.State(shown), gr.State(Cancel()), gr.Textbox("", visible="hidden")
         tick_, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         # The choices look like those of the Sweep tab, whose stylesheet serves both.
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep", "vtc-lab"]):
@@ -199,10 +200,10 @@ class Lab:
         start.click(lambda: running("waiting for its turn", 0), None, said, **QUIET)
         start.click(None, None, go, js="() => Math.random()", **QUIET)
         go.change(
-            self.measure, [plan, brake, go, record], [said, record, tick_], trigger_mode="always_last",
+            self.measure, [plan, cancel, go, record], [said, record, tick_], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(stop_run, [brake, go, record], said, **QUIET)
+        stop.click(stop_run, [cancel, go, record], said, **QUIET)
         sent = save.click(lambda r: json.dumps(r, indent=1) if r else "", record, text, **QUIET)
         sent.then(None, text, None, js="(text) => window.vtc.save('lab.json', text)", **QUIET)
 
@@ -333,8 +334,8 @@ def running(stage: str, share: float) -> str:
     return strip("Measuring", escape(stage[:1].upper() + stage[1:]), bar, "is-running")
 
 
-def stop_run(brake: Brake, request: float, record: dict | None) -> str:
-    brake.press(request)
+def stop_run(cancel: Cancel, request: float, record: dict | None) -> str:
+    cancel.press(request)
     return stopped(record)
 
 

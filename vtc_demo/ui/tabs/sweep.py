@@ -19,8 +19,9 @@ from vtc_demo.evaluation import records, sweep
 from vtc_demo.figures import sweep as figures_sweep
 from vtc_demo.figures import viz
 
-from . import controls, serve
-from .brake import QUIET, Brake
+from .. import serve
+from ..components import controls
+from ..running import QUIET, Cancel
 
 RECORD = MEASUREMENTS / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
@@ -94,18 +95,18 @@ class Sweep:
         return {*sweep.BASELINES, *(m for m in chosen if isinstance(m, str))} if isinstance(chosen, list) else set()
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict, brake: Brake, request: float, shown: dict | None = None):
+    def measure(self, plan: dict, cancel: Cancel, request: float, shown: dict | None = None):
         """Runs the model: yields (status, record, a number that starts the drawing) as results arrive."""
-        pressed = brake.presses
+        pressed = cancel.presses
         try:
-            if request == brake.request:  # stopped while it was waiting for its turn
+            if request == cancel.request:  # stopped while it was waiting for its turn
                 yield gr.skip(), gr.skip(), gr.skip()
                 return
             chosen, tokens, questions, kinds = self.read(plan)
             yield running(READY), gr.skip(), gr.skip()
             with closing(self.run(chosen, tokens, questions, kinds)) as events:
                 for kind, data in events:
-                    if brake.presses != pressed:
+                    if cancel.presses != pressed:
                         yield stopped(shown), gr.skip(), gr.skip()  # again: progress may have come after it
                         return
                     shown = shown if kind == "progress" else data or shown
@@ -161,7 +162,7 @@ class Sweep:
 
     # -- the tab --------------------------------------------------------------------------------------------------
     def build(self) -> None:
-        record, brake = gr.State(self.recorded), gr.State(Brake())
+        record, cancel = gr.State(self.recorded), gr.State(Cancel())
         drawn, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         text = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep"]):
@@ -184,21 +185,21 @@ class Sweep:
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML(READ, apply_default_css=False)
         self._wire_view(record, drawn, plan, note, axes, plot, table)
-        self._wire_run(record, drawn, plan, start, stop, status, brake, go)
+        self._wire_run(record, drawn, plan, start, stop, status, cancel, go)
         self._wire_files(record, text, files)
 
     def _wire_view(self, record, drawn, plan, note, axes, plot, table) -> None:
         for changed in (plan.pick, axes.pick, drawn.change):
             changed(self.draw, [record, plan, axes], [plot, table, note], trigger_mode="always_last", **QUIET)
 
-    def _wire_run(self, record, drawn, plan, start, stop, status, brake, go) -> None:
+    def _wire_run(self, record, drawn, plan, start, stop, status, cancel, go) -> None:
         start.click(lambda: running(WAITING), None, status, **QUIET)
         start.click(None, None, go, js="() => Math.random()", **QUIET)
         go.change(
-            self.measure, [plan, brake, go, record], [status, record, drawn], trigger_mode="always_last",
+            self.measure, [plan, cancel, go, record], [status, record, drawn], trigger_mode="always_last",
             concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
         )  # fmt: skip
-        stop.click(stop_run, [brake, go, record], status, **QUIET)
+        stop.click(stop_run, [cancel, go, record], status, **QUIET)
 
     def _wire_files(self, record, text, files) -> None:
         for button, kind, write in zip(files, ("csv", "json"), (records.to_csv, records.to_json), strict=True):
@@ -325,8 +326,8 @@ def _duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
-def stop_run(brake: Brake, request: float, record: dict | None) -> str:
-    brake.press(request)
+def stop_run(cancel: Cancel, request: float, record: dict | None) -> str:
+    cancel.press(request)
     return stopped(record)
 
 

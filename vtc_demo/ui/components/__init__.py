@@ -1,0 +1,1 @@
+"""Parts of the page that tabs put together: controls, cards, the composer."""
