@@ -49,7 +49,7 @@ def packages() -> str:
 def model() -> str:
     """The embedded VLM answers a question."""
     import vtc_demo as vtc
-    from vtc_demo.__main__ import quiet
+    from vtc_demo.cli.common import quiet
 
     quiet()
     began = time.perf_counter()

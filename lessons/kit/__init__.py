@@ -4,7 +4,7 @@ import warnings
 
 warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm, where ipywidgets is not installed
 
-from vtc_demo.__main__ import quiet
+from vtc_demo.cli.common import quiet
 
 from .checks import CheckFailed, check, check_equal, done
 from .figures import bars, heat, lines, masks, matrix, picture

@@ -7,11 +7,9 @@ import pytest
 import tiny
 import torch
 
-from vtc_demo import __main__ as shell
 from vtc_demo import registry
 from vtc_demo.benchmark import bench, timing
 from vtc_demo.connectors import files as weights_on_disk
-from vtc_demo.training import build
 from vtc_demo.ui import serve
 from vtc_demo.ui.tabs.compare import Compare
 from vtc_demo.ui.tabs.sweep import Sweep
@@ -225,27 +223,3 @@ def test_budgets_survive_rounding():
     for patches, budgets in ((576, (192, 128, 64, 6, 576)), (2880, (640, 320, 160))):
         for budget, method in bench.at_budgets("uniform", budgets, patches):
             assert method.keep(patches) == int(patches * method.retention) == budget
-
-
-def test_command_writes_the_record_and_restores_the_threads(tmp_path, capsys):
-    torch.manual_seed(0)
-    processor = build.build_processor()
-    build.save(build.build_model(processor), processor, tmp_path / "model")
-    out, threads = tmp_path / "records" / "bench.json", torch.get_num_threads()
-    line = f"bench --model {tmp_path / 'model'} --methods uniform --tokens 64 --new-tokens 2 --warmups 0 --repeats 1"
-    assert shell.main([*line.split(), "--json", "--out", str(out)]) == 0
-    printed = capsys.readouterr().out
-    record = json.loads(out.read_text(encoding="utf-8"))
-    assert json.loads(printed) == record and record["generate"]["same_answer"]
-    (row,) = record["rows"]
-    assert row["visual_tokens"] == 64 and row["equivalent_tokens"] == 64 and record["full"]["visual_tokens"] == 576
-    assert row["ms"]["prefill"] == timing.spread([row["ms"]["prefill"]["median"]])
-    assert torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize("options", [["--threads", "0"], ["--model", "nowhere"], ["--repeats", "many"]])
-def test_command_answers_bad_input_with_one_line(options, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        shell.main(["bench", *options])
-    assert stopped.value.code == 2
-    assert "error:" in capsys.readouterr().err

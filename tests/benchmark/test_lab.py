@@ -14,7 +14,6 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from vtc_demo import __main__ as shell
 from vtc_demo import cost, models, registry
 from vtc_demo.benchmark import bench, lab, timing
 from vtc_demo.benchmark.lab import experiment, parts, passes, plan, report, settings, shapes
@@ -545,24 +544,3 @@ def test_closing_the_stream_stops_the_work():
     events.close()
     with pytest.raises(StopIteration):
         next(events)
-
-
-# -- the command ----------------------------------------------------------------------------------------------------
-def test_command_writes_the_record_and_restores_the_threads(tmp_path, capsys):
-    out, threads = tmp_path / "records" / "lab.json", torch.get_num_threads()
-    line = "lab --shape embedded --methods fastervlm --batches 1 --seconds 3 --repeats 2 --dtype float32 --threads 1"
-    line += " --prefill-batches 2 4"
-    assert shell.main([*line.split(), "--json", "--out", str(out)]) == 0
-    printed = capsys.readouterr()
-    found = json.loads(out.read_text(encoding="utf-8"))
-    assert json.loads(printed.out) == found and found["rows"][1]["budget"] == 64
-    assert set(found["rows"][1]["ms"]["batched_prefill"]) == {"1", "2", "4"}
-    assert "timing the layers" in printed.err and torch.get_num_threads() == threads
-
-
-@pytest.mark.parametrize("options", [["--threads", "0"], ["--shape", "nowhere"], ["--tokens", "many"]])
-def test_command_answers_bad_input_with_one_line(options, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        shell.main(["lab", *options])
-    assert stopped.value.code == 2
-    assert "error:" in capsys.readouterr().err

@@ -11,7 +11,6 @@ import torch
 
 import vtc_demo as vtc
 from vtc_demo import cost, engine, registry
-from vtc_demo.__main__ import main
 from vtc_demo.comparison import matching
 from vtc_demo.comparison.matching import Matcher, nearest
 from vtc_demo.connectors import files as weights_on_disk
@@ -347,24 +346,6 @@ def test_a_column_that_fails_leaves_the_others_their_match(vlm):
 def test_without_a_match_nothing_is_solved(vlm):
     c = vtc.compare(vlm, IMAGE, tiny.QUESTION, ["random@0.5"])
     assert c.to_dict()["match"] is None and c.to_dict()["runs"][0]["matched"] is None
-
-
-def test_from_the_shell(tmp_path, capsys):
-    small = tiny.vlm()
-    small.model.save_pretrained(tmp_path / "model")
-    small.processor.save_pretrained(tmp_path / "model")
-    IMAGE.save(tmp_path / "image.png")
-    given = ["--model", str(tmp_path / "model"), "--image", str(tmp_path / "image.png"), "--question", tiny.QUESTION]
-    given = ["compare", "full", "fastv", *given, "--match", "equivalent tokens", "--tokens", "9"]
-    assert main(given) == 0
-    out = capsys.readouterr().out
-    assert "FastV: 18.5 tokens on average, asked for 9 tokens on average; cannot go below 18.5" in out
-    assert main([*given, "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record["match"]["tokens"] == 9 and record["runs"][1]["matched"]["reached"] == 18.5
-    with pytest.raises(SystemExit):
-        main([*given[:-2], "--tokens", "99"])
-    assert "this picture has 36" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vtc_demo as vtc
 from vtc_demo import registry, world
-from vtc_demo.__main__ import main
 from vtc_demo.benchmark import bench
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
@@ -105,14 +104,6 @@ def test_a_finished_run_is_not_trained_again(trained, tmp_path):
     assert (tmp_path / "llava-mlp" / weights_on_disk.WEIGHTS).read_bytes() == (
         out / "llava-mlp" / weights_on_disk.WEIGHTS
     ).read_bytes()
-
-
-def test_the_command_tells_what_it_wrote_as_json(trained, tmp_path, capsys):
-    few = ["--steps", "1", "--tune", "1", "--batch", "2", "--images", str(IMAGES)]
-    assert main(["train", "zoo", "vlora", "--folder", str(trained[0]), "--out", str(tmp_path), *few, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["wrote"] == [str(tmp_path / "vlora")]
-    assert [row["stage"] for row in told["stages"]] == [f"{n} {part}" for n in NAMES for part in ("align", "tune")]
 
 
 def test_features_go_on_where_they_stopped(trained):
@@ -387,12 +378,3 @@ def test_broken_weights_are_told(vlm, trained, tmp_path, monkeypatch):
 @each
 def test_contract(name):
     assert contract.check(registry.get(name)) == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"), [(["nosuch"], "no trained method nosuch"), (["vlora", "--steps", "0"], "1 or more")]
-)
-def test_the_command_refuses(arguments, message, capsys):
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "zoo", *arguments])
-    assert stop.value.code == 2 and message in capsys.readouterr().err

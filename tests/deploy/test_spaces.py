@@ -16,7 +16,6 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from vtc_demo.__main__ import main
 from vtc_demo.deploy import spaces
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,32 +121,6 @@ def test_writing_again_replaces_and_keeps_the_checkout(tmp_path):
     assert (tmp_path / ".git" / "config").read_text() == "kept"
     assert not (tmp_path / "vtc_demo" / "old.py").exists() and not (tmp_path / "Dockerfile").exists()
     assert Path("app.py") in files and all((tmp_path / file).is_file() for file in files)
-
-
-def test_the_command(tmp_path, capsys):
-    assert main(["space", "docker", str(tmp_path / "new"), "--name", "me/vtc"]) == 0
-    assert f"hf upload me/vtc {tmp_path / 'new'} . --repo-type space" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["kubernetes", "new"], "invalid choice"),
-        (["docker", "new", "--name", "no slash"], "named owner/space"),
-        (["docker", "full"], "holds other files"),
-        (["zerogpu", "full/file"], "is a file"),
-        (["docker", str(ROOT)], "holds other files"),
-        (["docker", str(ROOT / "assets" / "new")], "part of what is copied"),
-    ],
-)
-def test_folders_that_are_refused(tmp_path, monkeypatch, capsys, given, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").write_text("mine")
-    with pytest.raises(SystemExit):
-        main(["space", *given])
-    assert message in capsys.readouterr().err
-    assert (tmp_path / "full" / "file").read_text() == "mine" and not (tmp_path / "new").exists()
 
 
 def test_a_package_without_its_repository(tmp_path, monkeypatch):

@@ -1,12 +1,10 @@
 """Held-out accuracy: the questions, the interval and the bookkeeping."""
 
-import json
-
 import pytest
 import torch
 
-from vtc_demo import evaluation, models, registry, world
-from vtc_demo.evaluation.accuracy import evaluate, label, markdown
+from vtc_demo import models, registry, world
+from vtc_demo.evaluation.accuracy import evaluate, label
 from vtc_demo.evaluation.intervals import wilson
 from vtc_demo.evaluation.questions import held_out
 from vtc_demo.training import build
@@ -63,17 +61,3 @@ def test_labels_tell_settings_apart():
     ]
     assert [label(row) for row in rows] == ["FastV (25 %)", "FastV (25 %, layer=3)"]
     assert label({"title": "Full model", "method": registry.resolve("full").spec()}) == "Full model"
-
-
-def test_command_writes_record_and_table(folder, tmp_path, capsys):
-    page, out = tmp_path / "page.md", tmp_path / "record.json"
-    page.write_text(f"before\n{evaluation.BEGIN}\nold\n{evaluation.END}\nafter\n")
-    arguments = ["full", "--model", str(folder), "--questions", "8", "--out", str(out), "--markdown", str(page)]
-    assert evaluation.main(arguments) == 0
-    record, text = json.loads(out.read_text()), page.read_text()
-    assert markdown(record) in text and "old" not in text
-    assert text.startswith("before\n") and text.endswith("\nafter\n")
-    assert "held-out questions" in capsys.readouterr().out
-    page.write_text("no markers")
-    with pytest.raises(ValueError, match="lacks the lines"):
-        evaluation.main(arguments)

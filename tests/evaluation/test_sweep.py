@@ -14,10 +14,9 @@ from transformers import LlavaForConditionalGeneration
 
 import vtc_demo as vtc
 from vtc_demo import engine, registry, ui, world
-from vtc_demo.__main__ import main
 from vtc_demo.core.run import Run
 from vtc_demo.core.tokens import Reduction, Site, Trace
-from vtc_demo.evaluation import records, sweep_command
+from vtc_demo.evaluation import records
 from vtc_demo.evaluation.accuracy import graded
 from vtc_demo.evaluation.intervals import Scenes
 from vtc_demo.evaluation.questions import balanced
@@ -254,21 +253,6 @@ def test_what_is_no_record_is_refused(tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json .*record of a sweep"):
         records.read(tmp_path / "x.json")
-
-
-def test_the_command(vlm, tmp_path, capsys):
-    folder, out, table = tmp_path / "model", tmp_path / "sweep.json", tmp_path / "sweep.csv"
-    build.save(vlm.model, vlm.processor, folder)
-    arguments = ["--methods", "fastv", "--tokens", "64", "--model", str(folder), "--out", str(out), "--csv", str(table)]
-    assert sweep_command.main([*arguments, "--questions", "4"]) == 0
-    assert "4 questions on 1 held-out scenes" in capsys.readouterr().out
-    assert main(["sweep", *arguments, "--questions", "8", "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert record == records.read(out) and record["questions"] == 8
-    assert table.read_text() == records.to_csv(record)
-    with pytest.raises(SystemExit) as stopped:
-        main(["sweep", *arguments, "--kinds", "size"])
-    assert stopped.value.code == 2 and "error: the record to go on from" in capsys.readouterr().err
 
 
 # -- figures --------------------------------------------------------------------------------------------------------

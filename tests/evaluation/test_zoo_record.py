@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import vtc_demo as vtc
-from vtc_demo import evaluation, registry, world
+from vtc_demo import registry, world
+from vtc_demo.cli import main
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.evaluation import findings, records, zoo, zoo_tables, zoo_training
@@ -36,11 +37,11 @@ def made(weights, tmp_path_factory):
     """(record file, page) of one run of the command."""
     folder = tmp_path_factory.mktemp("measured")
     out, page = folder / "zoo.json", folder / "page.md"
-    page.write_text(f"before\n{zoo.BEGIN}\nstale\n{zoo.END}\nafter\n")
+    page.write_text("before\n<!-- zoo:begin -->\nstale\n<!-- zoo:end -->\nafter\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights_on_disk, "FOLDER", weights)
         options = ["--tokens", "64", "--questions", str(ASKED), "--out", str(out), "--markdown", str(page)]
-        assert evaluation.main(["zoo", *NAMES, *options]) == 0
+        assert main(["evaluate", "zoo", *NAMES, *options]) == 0
     return out, page
 
 
@@ -147,8 +148,6 @@ def test_bad_input_is_told(here, tmp_path, monkeypatch):
     ):
         with pytest.raises(ValueError, match=words):
             zoo.events(vlm, names, tokens, questions)
-    with pytest.raises(ValueError, match="--threads 0"):
-        zoo.main(["--threads", "0"])
     monkeypatch.setattr(weights_on_disk, "FOLDER", tmp_path)
     with pytest.raises(ValueError, match="no trained connector lies in"):
         zoo.events(vlm)
@@ -213,15 +212,6 @@ def test_the_picture_draws_every_entry(log):
     steps, shares = zip(*((e["step"], e["existence"]) for e in courses["q-former"]))
     assert np.corrcoef(across, steps)[0, 1] > 0.9999 and np.corrcoef(up, shares)[0, 1] < -0.9999
     assert svg.count("stroke-dasharray") == 1, "where the second stage begins"
-
-
-def test_the_command_writes_table_and_picture(log, tmp_path, capsys):
-    page, svg = tmp_path / "page.md", tmp_path / "curve.svg"
-    page.write_text(f"{zoo_training.BEGIN}\n{zoo_training.END}\n")
-    assert evaluation.main(["zoo-training", str(log), "--markdown", str(page), "--picture", str(svg)]) == 0
-    courses = zoo_training.read(log)
-    assert zoo_training.markdown(courses) in page.read_text() and svg.read_text() == zoo_training.picture(courses)
-    assert "Q-Former" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", ["no JSON", '{"step": 1}', "[]", '{"stage": "full-336", "step": 1}'])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vtc_demo.benchmark import bench
-from vtc_demo.evaluation import BEGIN, END
+from vtc_demo.evaluation import page
 
 ROOT = Path(__file__).parents[2]
 
@@ -72,8 +72,9 @@ def test_compiled_layers(performance):
 
 
 def test_percentages_beside_the_table_of_accuracies_stand_in_it():
-    text = (ROOT / "docs" / "accuracy.md").read_text()
-    shown, beside = text.partition(BEGIN)[2].partition(END)[0], text.partition(END)[2].partition("\n## ")[0]
+    path = ROOT / "docs" / "accuracy.md"
+    shown, rest = page.read(path, "accuracy"), path.read_text().partition("<!-- accuracy:end -->")[2]
+    beside = rest.partition("\n## ")[0]
     said = re.findall(r"(\d+(?:\.\d+)?) %", beside)
     in_table = {float(figure) for figure in re.findall(r"\d+\.\d", shown)}
     assert said

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vtc_demo as vtc
-from vtc_demo.evaluation import BEGIN, END
+from vtc_demo.evaluation import page as part
 from vtc_demo.evaluation.accuracy import evaluate, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,5 +57,5 @@ def test_accuracy_is_the_recorded_one(vlm):
     ("page", "record"), [("README.md", RECORD.name), ("docs/accuracy.md", "embedded_64_tokens.json")]
 )
 def test_pages_show_the_records(page, record):
-    table = (ROOT / page).read_text().partition(BEGIN)[2].partition(END)[0].strip()
+    table = part.read(ROOT / page, "accuracy")
     assert table == markdown(json.loads((RECORD.parent / record).read_text())).strip()

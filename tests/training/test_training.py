@@ -1,6 +1,5 @@
 """The recipe of the embedded VLM: training computes what the transformers class computes, and resumes exactly."""
 
-import json
 from functools import partial
 
 import numpy as np
@@ -8,7 +7,7 @@ import pytest
 import torch
 
 from vtc_demo import world
-from vtc_demo.training import build, main
+from vtc_demo.training import build
 from vtc_demo.training.data import IGNORE, DenseScenes, PackedQuestions, loader, normalise, window_positions
 from vtc_demo.training.loop import Stage, run_stage
 from vtc_demo.training.muon import build_optimizer, orthogonalise
@@ -166,40 +165,6 @@ def test_a_few_steps_lower_both_losses(parts, tmp_path):
             losses.append(loss.item())
         assert losses[-1] < losses[0] * 0.9
         assert all(0 <= float(torch.as_tensor(s).mean()) <= 1 for s in scores.values() if torch.as_tensor(s).numel())
-
-
-def test_command_trains_and_writes_a_loadable_model(tmp_path, capsys):
-    out = tmp_path / "model"
-    scale = ["--scale", "0.0001", "--workers", "0"]
-    assert main(["embedded", "--folder", str(tmp_path / "run"), "--out", str(out), *scale, "--batch", "1"]) == 0
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    AutoProcessor.from_pretrained(out, local_files_only=True)
-    model = AutoModelForImageTextToText.from_pretrained(out, local_files_only=True)
-    assert model.config.vision_feature_layer == -2 and model.config.image_seq_length == 576
-    assert (tmp_path / "run" / "log.jsonl").read_text().count("\n") == 9
-    assert str(out) in capsys.readouterr().out
-    again = [
-        "embedded",
-        "--folder",
-        str(tmp_path / "more"),
-        "--out",
-        str(tmp_path / "next"),
-        "--start",
-        str(out),
-        *scale,
-    ]
-    assert main([*again, "--batch", "1", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["wrote"] == [str(tmp_path / "next")]
-    assert [row["stage"] for row in told["stages"]] == ["more-336"] and told["stages"][0]["loss"] > 0
-    assert (tmp_path / "more" / "log.jsonl").read_text().count("\n") == 1
-    assert main([*again, "--batch", "1", "--only", "side-168", "more-336"]) == 0  # the last one is done already
-    assert "side-168" in (tmp_path / "more" / "log.jsonl").read_text().splitlines()[-1]
-    with pytest.raises(ValueError, match="unknown stages: hard; choose from: tower-168"):
-        main([*again, "--only", "hard"])
-    with pytest.raises(ValueError, match="no model in"):
-        main([*again[:5], "--start", str(tmp_path / "absent")])
 
 
 def test_words_that_name_one_item_know_its_place(parts):

@@ -1,6 +1,5 @@
 """A user's own method: the contract run over a folder, and the tab that shows what was loaded."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from pages import served, watched
 from playwright.sync_api import expect
 
 from vtc_demo import registry
-from vtc_demo.__main__ import main
 from vtc_demo.methods import contract
 
 expect.set_options(timeout=60_000)
@@ -82,12 +80,10 @@ def forgetful(monkeypatch):
 
 
 # -- the contract over a folder -------------------------------------------------------------------------------------
-def test_the_template_keeps_the_contract(tmp_path, forgetful, capsys):
+def test_the_template_keeps_the_contract(tmp_path, forgetful):
     shutil.copy(TEMPLATE, tmp_path / "mine.py")
     assert registry.check_folder(tmp_path) == {"mine": []}
     assert list(registry.extra_methods().items()) == [("mine", tmp_path / "mine.py")]
-    assert main(["check", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f"mine: keeps the contract ({len(contract.CHECKS)} checks)\n"
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -134,29 +130,6 @@ def test_a_method_at_every_place(tmp_path, forgetful):
     assert registry.check_folder(tmp_path) == {"mine": []}
     done = contract.rehearse(registry.resolve("mine", retention=0.5))
     assert [(r.n, r.m) for r in done] == [(49, 24), (24, 12), (12, 6), (6, 3), (3, 2)]
-
-
-def test_the_command_reports_all_files_and_fails(tmp_path, forgetful, capsys):
-    shutil.copy(TEMPLATE, tmp_path / "well.py")
-    half = changed("Mine", "Half", changed('name="mine"', 'name="half"', BROKEN["half"][0]))
-    (tmp_path / "half.py").write_text(half, encoding="utf-8")
-    (tmp_path / "syntax.py").write_text("def f(:\n")
-    assert main(["check", str(tmp_path)]) == 1
-    out = capsys.readouterr().out
-    assert "mine: keeps the contract" in out and "half: " in out and "  overhead: " in out
-    assert "syntax.py: 1 finding\n  load: the file is not valid Python" in out
-    assert main(["check", str(tmp_path), "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["mine"] == [] and found["syntax.py"][0]["check"] == "load"
-
-
-def test_folders_without_methods(tmp_path, capsys):
-    for folder, words in ((tmp_path, "no method in"), (tmp_path / "none", "no folder")):
-        with pytest.raises(SystemExit) as left:
-            main(["check", str(folder)])
-        assert left.value.code == 2
-        err = capsys.readouterr().err
-        assert err.startswith("error: ") and words in err and err.count("\n") == 1
 
 
 # -- the tab in a browser -------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """Which model the page runs, what it says when it is another one, and the lease of a GPU."""
 
 import importlib.util
-import json
 import multiprocessing
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from gradio.context import LocalContext
 from transformers import LlavaForConditionalGeneration
 
 from vtc_demo import models, ui
-from vtc_demo.__main__ import main
 from vtc_demo.models import CATALOG, VLM, catalog, memory
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
@@ -91,40 +89,10 @@ def test_loading_shows_its_progress(tmp_path, capfd):
     assert "Loading weights: 100%" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "bars"), [("embedded", False), ("FOLDER", False), ("owner/name", True)])
-def test_the_shell_hides_bars_only_where_loading_is_short(tmp_path, monkeypatch, name, bars):
-    hidden = []
-    monkeypatch.setattr(transformers.logging, "disable_progress_bar", lambda: hidden.append(True))
-
-    def load(*_, **__):
-        raise ValueError("far enough")
-
-    monkeypatch.setattr(models, "load_vlm", load)
-    with pytest.raises(SystemExit):
-        main(["compare", "full", "--scene", "0", "--model", name.replace("FOLDER", str(tmp_path))])
-    assert bool(hidden) is not bars
-
-
 # -- the catalogue ----------------------------------------------------------------------------------------------------
 def test_every_entry_is_pinned_to_a_commit():
     assert all(len(entry.revision) == 40 and set(entry.revision) <= set("0123456789abcdef") for entry in CATALOG)
     assert len({entry.revision for entry in CATALOG}) == len({entry.id for entry in CATALOG}) == len(CATALOG)
-
-
-@pytest.mark.parametrize(("dtype", "needs"), [("bfloat16", 15.6), ("float32", 31.2)])
-def test_the_list_of_models_says_what_fits(capsys, monkeypatch, dtype, needs):
-    """LLaVA-1.5-7B: 7.06 billion parameters of 2 or 4 bytes, and a tenth of room."""
-    monkeypatch.setattr(memory, "free", lambda device: 16_000_000_000)
-    assert main(["models", "--device", "cpu", "--dtype", dtype, "--json"]) == 0
-    rows = {row["id"]: row for row in json.loads(capsys.readouterr().out)}
-    llava = rows["llava-hf/llava-1.5-7b-hf"]
-    assert llava["needs_gb"] == needs == pytest.approx(7.06 * {"bfloat16": 2, "float32": 4}[dtype] * 1.1, rel=0.01)
-    assert llava["fits"] == (dtype == "bfloat16") and llava["free_gb"] == 16.0
-    assert main(["models", "--device", "cpu", "--dtype", dtype]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:-1]] == [entry.id for entry in CATALOG]
-    assert all(entry.revision in line for entry, line in zip(CATALOG, lines[1:]))
-    assert ("no" in lines[8].split()) == (dtype == "float32")
 
 
 def test_a_machine_that_does_not_tell_its_memory(monkeypatch):

@@ -1,4 +1,4 @@
-"""Speed of methods against the full model, and of the engine against `model.generate`. `python -m vtc_demo bench`.
+"""Speed of methods against the full model, and of the engine against `model.generate`.
 
 Every method runs in a loop with the full model, pass by pass in turn, and a ratio is the median over such pairs: what
 else the machine does then slows both. The vision pass is made anew each time, answers have a fixed length, EOS ignored.
@@ -6,22 +6,18 @@ else the machine does then slows both. The vision pass is made anew each time, a
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vtc_demo import cost, engine, models, registry, world
+from vtc_demo import cost, engine, registry
 from vtc_demo.comparison.matching import fixed
 from vtc_demo.core.images import load_rgb
 from vtc_demo.core.method import Method
@@ -478,55 +474,3 @@ def notes(record: dict) -> list[str]:
     if e["load_average"] is not None and e["load_average"] > 0.5:
         lines.append(f"The machine was busy at the start (load {e['load_average']:.1f}): trust ratios, not times.")
     return lines
-
-
-# -- command --------------------------------------------------------------------------------------------------------
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vtc_demo bench", description="Time methods against the full model, and the engine too."
-    )
-    parser.add_argument("--model", default="embedded", help="embedded, a folder or a hub id (default: embedded)")
-    parser.add_argument("--methods", nargs="+", metavar="METHOD", help="names of methods (default: all)")
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="N", help="visual tokens left")
-    parser.add_argument(
-        "--references", action="store_true", help="also beside the way of released codes, where a method has one"
-    )
-    parser.add_argument("--compile", action="store_true", help="also with decoder layers compiled by torch.compile")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
-    parser.add_argument("--new-tokens", type=int, default=8, metavar="N", help="answer length (default: 8)")
-    parser.add_argument("--warmups", type=int, default=2, help="passes not counted (default: 2)")
-    parser.add_argument("--repeats", type=int, default=5, help="pairs measured (default: 5)")
-    parser.add_argument("--scene", type=int, default=0, metavar="SEED", help="generated scene (default: 0)")
-    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
-    parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: float32 on a CPU, else bfloat16)")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the record as JSON")
-    return parser
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Run the benchmark, print a table or JSON, optionally write the record."""
-    args = arguments().parse_args(argv)
-    if args.threads < 1:
-        raise ValueError(f"--threads {args.threads} must be at least 1")
-    before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        vlm = models.load_vlm(args.model, device=args.device, dtype=args.dtype)
-        scene = world.sample(seed=args.scene)
-        options = {"new_tokens": args.new_tokens, "warmups": args.warmups, "repeats": args.repeats}
-        options |= {"with_references": args.references, "with_compiled": args.compile}
-        picture = scene.image, scene.questions[0].text
-        record = bench(vlm, *picture, args.methods, args.tokens, progress=tell, **options)
-    finally:
-        torch.set_num_threads(before)
-    if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(record, indent=1) if args.json else table(record))
-    return 0
-
-
-def tell(line: str) -> None:
-    """Progress on stderr, so that stdout is the table or the JSON alone."""
-    print(line, file=sys.stderr, flush=True)

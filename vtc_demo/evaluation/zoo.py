@@ -1,4 +1,4 @@
-"""The trained zoo beside the methods that need no training. `python -m vtc_demo evaluate zoo`.
+"""The trained zoo beside the methods that need no training.
 
 All answer the same questions at the same counts of visual tokens. Methods that put no token into the sequence have no
 such count; beside each stand the others at the same FLOPs. The record is that of a sweep (`records`), with what is
@@ -7,24 +7,18 @@ known of the weights (`zoo`) and which points cost the same (`equal_flops`).
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-import torch
-
-from vtc_demo import engine, models, registry, world
+from vtc_demo import engine, registry, world
 from vtc_demo.benchmark.bench import at_budgets
 from vtc_demo.comparison.matching import Matcher
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.core.method import Method
 from vtc_demo.models import VLM
 
-from . import records
 from .questions import balanced
 from .records import Point
 from .sweep import Event, Plan, Work
@@ -32,7 +26,6 @@ from .sweep import Event, Plan, Work
 TOKENS = (144, 64)
 QUESTIONS = 300
 NEAR = 0.005  # of the FLOPs: so near a cost is equal
-BEGIN, END = "<!-- zoo:begin -->", "<!-- zoo:end -->"
 
 
 @dataclass
@@ -143,43 +136,3 @@ def _at_cost(matcher: Matcher) -> dict:
         "others": [m.method.spec() for m in solved if m.method.card.name in near],
         "cannot": {m.method.card.name: m.note for m in solved if m.method.card.name not in near},
     }
-
-
-# -- the command ----------------------------------------------------------------------------------------------------
-def main(argv: list[str]) -> int:
-    """`evaluate zoo [NAME ...] [--tokens N ...] [--questions N] [--out FILE] [--markdown FILE] [--json]`."""
-    from . import fill, zoo_tables
-    from .sweep_command import follow
-
-    args = _parser().parse_args(argv)
-    if args.threads < 1:
-        raise ValueError(f"--threads {args.threads} must be at least 1")
-    resume = records.read(args.out) if args.out and args.out.exists() else None
-    before = torch.get_num_threads()
-    torch.set_num_threads(args.threads)
-    try:
-        stream = events(models.load_vlm("embedded", device="cpu"), args.names, args.tokens, args.questions, resume)
-        record = follow(stream, args.out)
-    finally:
-        torch.set_num_threads(before)
-    record["command"] = f"python -m vtc_demo evaluate zoo {shlex.join(argv)}".strip()
-    if args.out:
-        records.write(args.out, records.to_json(record))
-    if args.markdown:
-        fill(args.markdown, zoo_tables.markdown(record), BEGIN, END)
-    print(records.to_json(record).rstrip() if args.json else zoo_tables.markdown(record))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="vtc_demo evaluate zoo", description="Trained connectors beside methods that need no training."
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="trained methods; default: all whose weights are here")
-    parser.add_argument("--tokens", nargs="+", type=int, default=list(TOKENS), metavar="N", help="visual tokens kept")
-    parser.add_argument("--questions", type=int, default=QUESTIONS, help=f"per point (default {QUESTIONS})")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--out", type=Path, help="the record as JSON, saved as it grows; if it exists, go on with it")
-    parser.add_argument("--markdown", type=Path, help=f"write the tables between {BEGIN} and {END}")
-    parser.add_argument("--json", action="store_true", help="print the record as JSON")
-    return parser

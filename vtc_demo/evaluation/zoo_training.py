@@ -1,8 +1,7 @@
-"""The course of the zoo's training, from its log: a table and a picture. `python -m vtc_demo evaluate zoo-training`."""
+"""The course of the zoo's training, from its log: a table and a picture."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from html import escape
 from pathlib import Path
@@ -13,7 +12,6 @@ from vtc_demo.core.assets import MEASUREMENTS
 from .zoo_tables import table
 
 LOG = MEASUREMENTS / "zoo_training.jsonl"
-BEGIN, END = "<!-- zoo-training:begin -->", "<!-- zoo-training:end -->"
 HUES = dict(zip(world.KINDS, ("#64748b", "#ea580c", "#7c3aed", "#0891b2", "#dc2626", "#65a30d", "#db2777", "#2563eb")))
 
 Course = list[dict]  # entries by step, counted through from stage to stage
@@ -145,27 +143,3 @@ def _panel(name: str, course: Course, last: int, x: float, y: float) -> str:
         points = " ".join(at(entry["step"], entry[kind]) for entry in course if kind in entry)
         parts.append(f'<polyline points="{points}" fill="none" stroke="{hue}" stroke-width="1.8"/>')
     return "".join(parts)
-
-
-# -- the command ----------------------------------------------------------------------------------------------------
-def main(argv: list[str]) -> int:
-    """`evaluate zoo-training [LOG] [--markdown FILE] [--picture FILE]`."""
-    from . import fill
-    from .records import write
-
-    parser = argparse.ArgumentParser(
-        prog="vtc_demo evaluate zoo-training", description="The course of the zoo's training, from its log."
-    )
-    parser.add_argument(
-        "log", nargs="?", type=Path, default=LOG, help="default: assets/measurements/zoo_training.jsonl"
-    )
-    parser.add_argument("--markdown", type=Path, help=f"write the table between {BEGIN} and {END}")
-    parser.add_argument("--picture", type=Path, help="write the curves as SVG")
-    args = parser.parse_args(argv)
-    courses = read(args.log)
-    if args.markdown:
-        fill(args.markdown, markdown(courses), BEGIN, END)
-    if args.picture:
-        write(args.picture, picture(courses))
-    print(markdown(courses))
-    return 0

@@ -10,9 +10,8 @@ a budget of tokens where the connector allows (from the number of the step's fir
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -27,12 +26,11 @@ from tqdm import tqdm
 from transformers import AutoProcessor
 
 from vtc_demo import registry
-from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Connected, Connector, Dims
 from vtc_demo.models import EMBEDDED
 
-from . import JSON_HELP, build, report
+from . import build
 from .data import GRID, IGNORE, PackedQuestions, normalise
 from .loop import Stage, run_stage
 from .objectives import AnswerObjective, encode, pack_mask
@@ -155,7 +153,7 @@ class ZooObjective(nn.Module):
         return lm.norm(h[:, p + n :])
 
 
-# -- the command ----------------------------------------------------------------------------------------------------
+# -- training ----------------------------------------------------------------------------------------------------
 def train_zoo(
     names: list[str],
     folder: Path,
@@ -165,12 +163,13 @@ def train_zoo(
     batch: int = BATCH,
     images: int = IMAGES,
     start: Path = EMBEDDED,
+    progress: Callable[[str], None] = lambda line: None,
 ) -> list[Path]:
     """Train connectors one after another; resumes. start: the model whose tower and decoder they take over.
 
     steps: with the decoder frozen; tune: of connector and decoder. Writes checkpoints and one log below `folder`, the
-    results below `out` (default: assets/models/zoo). Returns what it wrote. Raises ValueError for an unknown name or a
-    count below 1.
+    results below `out` (default: assets/models/zoo). progress: is called with a line of news. Returns what it wrote.
+    Raises ValueError for an unknown name or a count below 1.
     """
     known = registry.trained()
     if unknown := set(names) - set(known):
@@ -180,7 +179,7 @@ def train_zoo(
     base, processor = build.load(start).eval(), AutoProcessor.from_pretrained(start, local_files_only=True)
     written = folder / f"features-{images}"
     size = cache(base, processor, written, images)
-    print(f"{images} pictures, {size / 1e6:.0f} MB of features and questions in {written}", file=sys.stderr)
+    progress(f"{images} pictures, {size / 1e6:.0f} MB of features and questions in {written}")
     pictures = partial(CachedPictures, folder=written, images=images, width=base.config.vision_config.hidden_size)
     prefix = processor.tokenizer.encode("user:")
     done = []
@@ -208,25 +207,3 @@ def stages(name: str, pictures, steps: int, tune: int, batch: int) -> list[tuple
     align = Stage(f"{name} align", steps, batch, ALIGN_RATE, pictures, 20, cooldown=0.3, log_every=every(steps))
     both = Stage(f"{name} tune", tune, batch, TUNE_RATE, later, 10, cooldown=0.8, log_every=every(tune))
     return [(align, True), (both, False)]
-
-
-def main(argv: list[str]) -> int:
-    """`train zoo [NAME ...] [--folder runs/zoo] [--out assets/models/zoo] [--steps N] [--tune N] ...`."""
-    parser = argparse.ArgumentParser(
-        prog="vtc_demo train zoo", description="Train the connectors of assets/models/zoo; resumes by itself."
-    )
-    parser.add_argument("names", nargs="*", metavar="NAME", help="methods; default: all that need training")
-    parser.add_argument("--folder", type=Path, default=Path("runs") / "zoo", help="features, checkpoints and log")
-    parser.add_argument("--out", type=Path, default=weights_on_disk.FOLDER, help="where the weights go")
-    parser.add_argument("--steps", type=int, default=ALIGN, help=f"with the decoder frozen (default: {ALIGN})")
-    parser.add_argument("--tune", type=int, default=TUNE, help=f"of connector and decoder together (default: {TUNE})")
-    parser.add_argument("--batch", type=int, default=BATCH, help=f"pictures per step (default: {BATCH})")
-    parser.add_argument(
-        "--images", type=int, default=IMAGES, help=f"pictures whose features are kept (default: {IMAGES}; 151 kB each)"
-    )
-    parser.add_argument("--start", type=Path, default=EMBEDDED, metavar="FOLDER", help="model to start from")
-    parser.add_argument("--json", action="store_true", help=JSON_HELP)
-    args = parser.parse_args(argv)
-    made = train_zoo(args.names, args.folder, args.out, args.steps, args.tune, args.batch, args.images, args.start)
-    print(report(made, args.folder, args.json))
-    return 0

@@ -170,3 +170,8 @@ def pick(name: str) -> Shape:
     if name not in catalogue():
         raise ValueError(f"unknown model shape {name!r}; choose one of {', '.join(catalogue())}")
     return catalogue()[name]
+
+
+def default_tokens(name: str) -> tuple[int, ...]:
+    """One ninth of a shape's visual tokens: 64 of 576, 320 of 2,880."""
+    return (max(1, pick(name).visual // 9),)

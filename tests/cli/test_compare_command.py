@@ -1,4 +1,4 @@
-"""The shell: tables, JSON, and one line of error with exit code 2."""
+"""`compare`: its table, its JSON, its picture and question, and what it refuses."""
 
 import json
 import os
@@ -11,23 +11,18 @@ import pytest
 import tiny
 
 from vtc_demo import registry, world
-from vtc_demo.__main__ import main, parser, picture_and_question
+from vtc_demo.cli import main, parser
+from vtc_demo.cli.compare import picture_and_question
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """A folder with a tiny model, an image, a file that is none, and a folder of methods."""
-    path, vlm = tmp_path_factory.mktemp("cli"), tiny.vlm()
-    vlm.model.save_pretrained(path / "model")
-    vlm.processor.save_pretrained(path / "model")
-    tiny.image().save(path / "image.png")
-    (path / "text.png").write_text("no image")
-    (path / "own").mkdir()
+@pytest.fixture
+def own(tmp_path):
+    """A folder with a method of somebody's own."""
     text = (ROOT / "vtc_demo" / "methods" / "template.py").read_text(encoding="utf-8")
-    (path / "own" / "shell.py").write_text(text.replace('name="mine"', 'name="shell_norm"'), encoding="utf-8")
-    yield path
+    (tmp_path / "shell.py").write_text(text.replace('name="mine"', 'name="shell_norm"'), encoding="utf-8")
+    yield tmp_path
     registry._classes.pop("shell_norm", None)  # the tests that follow know nothing of it
 
 
@@ -59,19 +54,21 @@ def test_default_methods(files, capsys):
 
 
 @pytest.mark.parametrize("option", ["--methods", "--methods-dir"])
-def test_methods_of_a_folder(files, capsys, option):
-    assert main(["methods", "--json", option, str(files / "own")]) == 0
+def test_methods_of_a_folder(files, own, capsys, option):
+    assert main(args(files, "shell_norm@0.5", option, own, "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["runs"][0]["visual_tokens"] == 18
+    assert main(["methods", "--json", option, str(own)]) == 0
     cards = {card["name"]: card for card in json.loads(capsys.readouterr().out)}
     assert cards["shell_norm"]["parameters"][1]["name"] == "power"
     assert {"full", "fastv"} <= set(cards)
-    assert main(args(files, "shell_norm@0.5", option, files / "own", "--json")) == 0
-    assert json.loads(capsys.readouterr().out)["runs"][0]["visual_tokens"] == 18
 
 
-def test_the_list_of_methods(capsys):
+def test_the_list_of_methods(capsys, refused):
     assert main(["methods"]) == 0
     out = capsys.readouterr().out
     assert "fastervlm" in out and "retention=0.25 (0.01 to 1.0)" in out
+    for option in ("--methods", "--methods-dir"):
+        assert "no folder" in refused("methods", option, "nowhere")
 
 
 def test_a_column_that_fails_is_shown_and_all_of_them_are_an_error(files, capsys):
@@ -109,38 +106,32 @@ def test_a_column_that_fails_is_shown_and_all_of_them_are_an_error(files, capsys
         (["compare", "--scene", "0", "--model", "MODEL", "--question", "what is the giraffe"], "giraffe"),
         (
             ["compare", "--scene", "0", "--model", "MODEL", "--question", "what", "--max-new-tokens", "0"],
-            "max_new_tokens",
+            "--max-new-tokens",
         ),
         (["compare", "--scene", "0", "--model", "MODEL", "--question", "what", "--seed", "-4"], "seed"),
         (["compare", "--scene", "0", "--device", "teapot", "--model", "MODEL"], "device"),
-        (["methods", "--methods-dir", "nowhere"], "no folder"),
-        (["methods", "--methods", "nowhere"], "no folder"),
-        (["paint"], "invalid choice"),
-        ([], "required"),
     ],
 )
-def test_errors_are_one_line_and_exit_with_2(files, capsys, given, message):
+def test_bad_input(files, refused, given, message):
     places = {"IMAGE": files / "image.png", "TEXT": files / "text.png", "MODEL": files / "model"}
-    with pytest.raises(SystemExit) as left:
-        main([str(places.get(g, g)) for g in given])
-    out, err = capsys.readouterr()
-    assert left.value.code == 2
-    assert out == ""
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert message in err
+    assert message in refused(*(places.get(g, g) for g in given))
 
 
-def test_train_has_its_own_options(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["train", "--help"])
-    assert left.value.code == 0
-    assert "--folder" in capsys.readouterr().out
+def test_equal_cost(files, capsys, refused):
+    given = args(files, "full", "fastv", "--match", "equivalent tokens", "--tokens")
+    assert main([*given, "9"]) == 0
+    out = capsys.readouterr().out
+    assert "FastV: 18.5 tokens on average, asked for 9 tokens on average; cannot go below 18.5" in out
+    assert main([*given, "9", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["match"]["tokens"] == 9 and record["runs"][1]["matched"]["reached"] == 18.5
+    assert "this picture has 36" in refused(*given, "99")
 
 
 def test_the_answer_is_known_for_questions_of_the_scene():
     scene = world.sample(seed=3)
     first, second = scene.questions[:2]
-    read = lambda *more: picture_and_question(parser().parse_args(["compare", "--scene", "3", *more]))  # noqa: E731
+    read = lambda *more: picture_and_question(parser(["compare"]).parse_args(["compare", "--scene", "3", *more]))  # noqa: E731
     assert read()[1:] == (first.text, first.answer)
     assert read("--question", f" {second.text.upper()} ")[2] == second.answer
     assert read("--question", "is it art")[1:] == ("is it art", None)
