@@ -125,7 +125,7 @@ def test_writing_again_replaces_and_keeps_the_checkout(tmp_path):
 
 def test_a_package_without_its_repository(tmp_path, monkeypatch):
     monkeypatch.setattr(spaces, "ROOT", tmp_path)
-    with pytest.raises(ValueError, match=r"app.py, LICENSE.*checkout of the repository"):
+    with pytest.raises(ValueError, match=r"checkout of the repository.*app.py, LICENSE"):
         spaces.write("docker", tmp_path / "new")
 
 

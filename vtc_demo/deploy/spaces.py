@@ -115,7 +115,10 @@ def _check(kind: str, folder: Path, name: str | None) -> None:
         raise ValueError(f"a Space is named owner/space, got {name!r}")
     missing = [part for part in (*FOLDERS, *FILES, *ONLY_DOCKER, "requirements.txt") if not (ROOT / part).exists()]
     if missing:
-        raise ValueError(f"{', '.join(missing)} not found in {ROOT}: run this from a checkout of the repository")
+        raise ValueError(
+            f"a Space is written from a checkout of the repository, which {ROOT} is not: {', '.join(missing)} "
+            "not found. An installed package does not hold them"
+        )
     if any(folder.is_relative_to(ROOT / part) for part in FOLDERS):
         raise ValueError(f"{folder} is part of what is copied; give a folder elsewhere")
     if folder.exists() and not folder.is_dir():
