@@ -158,8 +158,8 @@ class Bench:
 
     def expected(self, whole: Run, run: Run, machine: dict[str, float]) -> float:
         """Ratio of the prefills at the machine's roofline."""
-        text = whole.kv_lengths[0] - whole.trace.schedule[0] - (self.new_tokens - 1)  # the last token is not fed back
-        schedules, size = (run.trace.schedule, whole.trace.schedule), self.vlm.dtype.itemsize
+        text = whole.kv_lengths[0] - whole.schedule[0] - (self.new_tokens - 1)  # the last token is not fed back
+        schedules, size = (run.schedule, whole.schedule), self.vlm.dtype.itemsize
         roofs = machine["peak_flops"], machine["bandwidth"]
         return cost.expected_speedup(self.vlm.spec, *schedules, text, *roofs, bytes_per_value=size)
 
@@ -180,6 +180,7 @@ class Bench:
 
 def survivors(run: Run) -> list[tuple[str, list[int]]]:
     """Where the tokens stand that each reduction of a run left."""
+    assert run.trace is not None  # of a run without an answer
     return [(str(step.site), step.reduction.anchor.tolist()) for step in run.trace.steps]
 
 
@@ -260,7 +261,7 @@ def unreduced(full: Times, reduced: Times) -> str:
     """Which stages before the first token a method leaves as they are, largest first, and what it adds."""
     share = {stage: 100 * full[stage] / full["ttft"] for stage in BEFORE_PREFILL}
     same = [stage for stage in share if share[stage] >= 2 and reduced[stage] > 0.8 * full[stage]]
-    same.sort(key=share.get, reverse=True)
+    same.sort(key=share.__getitem__, reverse=True)
     own = 100 * reduced["compression"] / full["ttft"]
     said = []
     if same:
@@ -320,7 +321,7 @@ def bench(
     twin = replace(job, vlm=compiled.compile_vlm(vlm)) if with_compiled else None  # first, lest it fail at the end
     environment = timing.surroundings(vlm.device, vlm.dtype)
     progress("generate")
-    record = {
+    record: dict[str, Any] = {
         "model": vlm.name,
         "question": job.question,
         "new_tokens": job.new_tokens,

@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Generator, Hashable
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def in_turn(
     repeats: int = 5,
     seconds: float = math.inf,
     calls: int = 1,
-) -> Iterator[float]:
+) -> Generator[float, None, tuple[dict[Any, list[float]], int]]:
     """Time several jobs in rounds, so that what else the machine does meets all of them alike.
 
     A generator of the share that is done; its value is ({job: [seconds per call, one per round]}, warm-ups made).
@@ -66,7 +66,8 @@ def in_turn(
     """
     if warmups < 1 or repeats < 1 or calls < 1:
         raise ValueError(f"need warmups, repeats and calls >= 1, got {warmups}, {repeats} and {calls}")
-    deadline, rounds, often, lasted = time.perf_counter() + seconds, [], dict.fromkeys(jobs, 1), 0.0
+    deadline, often, lasted = time.perf_counter() + seconds, dict.fromkeys(jobs, 1), 0.0
+    rounds: list[dict[Hashable, float]] = []
 
     def fits(more: int) -> bool:
         return time.perf_counter() + more * lasted <= deadline

@@ -40,7 +40,7 @@ def run(args: Namespace) -> int:
         methods=tuple(args.methods),
         tokens=tuple(args.tokens or lab.default_tokens(args.shape)),
         batches=tuple(args.batches),
-        prefill_batches=tuple(args.prefill_batches) if args.prefill_batches else None,
+        prefill_batches=tuple(args.prefill_batches or ()),
     )
     with threads(args.threads):
         record = follow(settings)

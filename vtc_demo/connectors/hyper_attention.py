@@ -18,6 +18,8 @@ from .base import RECIPE, Trained, fixed
 from .decoder import apply_rope, fused, states
 from .llava_mlp import MLPConnector
 
+Pair = tuple[Tensor, Tensor]  # keys and values
+
 
 class HyperConnector(MLPConnector):
     """The MLP on every patch; new key and value projections in every `every`-th layer from layer 0 on."""
@@ -60,13 +62,13 @@ class HyperConnector(MLPConnector):
         h = h + attention.o_proj(mix(k, q, (key, value), held[k], mask, sees))
         return h + layer.mlp(layer.post_attention_layernorm(h))
 
-    def blend(self, k: int, q: Tensor, text: tuple, picture: tuple, mask: Tensor | None, sees: Tensor | None) -> Tensor:
+    def blend(self, k: int, q: Tensor, text: Pair, picture: Pair, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """(1 - g) * text + g * picture with g = sigmoid of a learned vector; 0 for words before the picture."""
         gate = self.gates[str(k)].sigmoid()
         gate = gate if sees is None else gate * sees[:, None]
         return (1 - gate) * fused(q, *text, mask, causal=True) + gate * fused(q, *picture, None, causal=False)
 
-    def join(self, k: int, q: Tensor, text: tuple, picture: tuple, mask: Tensor | None, sees: Tensor | None) -> Tensor:
+    def join(self, k: int, q: Tensor, text: Pair, picture: Pair, mask: Tensor | None, sees: Tensor | None) -> Tensor:
         """One softmax over the keys of the picture and of the text."""
         key, value = (torch.cat([a, b], 2) for a, b in zip(picture, text, strict=True))
         if sees is not None or mask is not None:

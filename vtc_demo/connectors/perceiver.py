@@ -51,7 +51,8 @@ class Resampler(nn.Module):
         Shares: the attention to the context, averaged over heads and blocks and scaled to add up to 1; what latents
         read of each other is left out.
         """
-        x, seen = self.latents[:, :budget].expand(len(context), -1, -1), 0.0
+        x = self.latents[:, :budget].expand(len(context), -1, -1)
+        seen = x.new_zeros(())
         for block in self.blocks:
             x, weights = block(x, context)
             seen = seen + weights[..., : context.shape[1]]

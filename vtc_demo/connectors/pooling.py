@@ -25,7 +25,7 @@ def pool(x: Tensor, size: tuple[int, int], mode: str) -> Tensor:
     """x [B, D, rows, columns] -> [B, D, *size]. Adaptive blocks; bilinear without antialias or aligned corners."""
     if mode == "bilinear":
         return F.interpolate(x, size=size, mode="bilinear")
-    return {"average": F.adaptive_avg_pool2d, "max": F.adaptive_max_pool2d}[mode](x, size)
+    return F.adaptive_avg_pool2d(x, size) if mode == "average" else F.adaptive_max_pool2d(x, size)
 
 
 @cache

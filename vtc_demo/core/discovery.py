@@ -26,7 +26,7 @@ def load(file: Path, package: ModuleType) -> ModuleType:
 
 def classes(package: ModuleType, skip: frozenset[str]) -> dict[str, Path]:
     """The public classes that the files below a package define, without importing them: name -> file."""
-    found = {}
+    found: dict[str, Path] = {}
     for file in files(Path(package.__path__[0]), skip):
         found |= dict.fromkeys(re.findall(r"^class ([A-Z]\w*)\(", file.read_text(encoding="utf-8"), re.M), file)
     return found

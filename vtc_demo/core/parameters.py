@@ -29,7 +29,7 @@ def check(name: str, f: dataclasses.Field, value):
         raise ValueError(f"{where}={value} is out of range; it must be {allowed}")
     if isinstance(f.default, int) and value % 1 != 0:  # also refuses infinity, whose remainder is nan
         raise ValueError(f"{where} must be a whole number, {allowed}; got {value!r}")
-    return type(f.default)(value)
+    return type(f.default)(value)  # type: ignore[call-overload]  # a real whole number, which int takes
 
 
 def bounds(low, high) -> str:

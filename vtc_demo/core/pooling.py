@@ -19,7 +19,10 @@ def average(grid: tuple[int, int], rows: int, columns: int) -> Reduction:
     of an even block). Equal to `torch.nn.functional.adaptive_avg_pool2d`.
     """
     height, width = grid
-    new, old, weight, anchor = [], [], [], []
+    new: list[int] = []
+    old: list[int] = []
+    weight: list[float] = []
+    anchor: list[int] = []
     for ys in blocks(height, rows):
         for xs in blocks(width, columns):
             patches = [y * width + x for y in ys for x in xs]

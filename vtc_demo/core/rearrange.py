@@ -13,15 +13,15 @@ from .tokens import Reduction
 def concatenate_blocks(parts: list[tuple[Tensor, Reduction | None]], n: int) -> Reduction:
     """One reduction of n tokens from those of disjoint parts: (which tokens [p], their reduction or None for all)."""
     new, old, weight, anchor, m = [], [], [], [], 0
-    parts = [(which, one or Reduction.identity(len(which), which.device)) for which, one in parts]
-    selects = all(one.is_selection for _, one in parts)
-    for which, one in parts:
+    given = [(which, one or Reduction.identity(len(which), which.device)) for which, one in parts]
+    selects = all(one.is_selection for _, one in given)
+    for which, one in given:
         new.append(one.new + m)
         old.append(which[one.old])
         weight.append(torch.ones_like(one.old, dtype=torch.float32) if one.weight is None else one.weight.float())
         anchor.append(which[one.anchor])
         m += one.m
-    soft = any(one.soft for _, one in parts)
+    soft = any(one.soft for _, one in given)
     return Reduction(
         torch.cat(new), torch.cat(old), None if selects else torch.cat(weight), m, n, torch.cat(anchor), soft
     )

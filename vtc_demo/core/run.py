@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from .method import Method
 from .tokens import Step, Trace
 
@@ -53,9 +55,19 @@ class Run:
     error: str | None = None
 
     @property
+    def schedule(self) -> list[int]:
+        """Visual tokens entering each LLM layer."""
+        return self.trace.schedule if self.trace else []
+
+    @property
     def visual_tokens(self) -> int:
         """Visual tokens entering the last LLM layer."""
-        return self.trace.schedule[-1] if self.trace else 0
+        return self.schedule[-1] if self.trace else 0
+
+    @property
+    def equivalent_tokens(self) -> float:
+        """Mean over LLM layers of the visual tokens entering the layer."""
+        return self.trace.equivalent_tokens if self.trace else 0.0
 
     def to_dict(self) -> dict:
         """JSON-ready. tokens0: patches of the whole image, the base of every ratio.
@@ -70,33 +82,34 @@ class Run:
             "answer": self.answer,
             "tokens0": trace.patches if trace else 0,
             "visual_tokens": self.visual_tokens,
-            "schedule": trace.schedule if trace else [],
-            "equivalent_tokens": trace.equivalent_tokens if trace else 0.0,
+            "schedule": self.schedule,
+            "equivalent_tokens": self.equivalent_tokens,
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
             "flops": self.flops,
             "kv_bytes": self.kv_bytes,
             "kv_lengths": self.kv_lengths,
             "grid": list(trace.grid) if trace else [],
             "cells": trace.cells.tolist() if trace and trace.cells is not None else None,
-            "sites": [self._site(step) for step in trace.steps] if trace else [],
+            "sites": [_site(trace, step) for step in trace.steps] if trace else [],
             "vision_shared": self.vision_shared,
             "matched": self.matched.to_dict() if self.matched else None,
             "error": self.error,
         }
 
-    def _cells(self, home):
-        """Patches as places on the drawn grid; -1 stays."""
-        cells = self.trace.cells
-        return home if cells is None else cells[home].where(home >= 0, home)
 
-    def _site(self, step: Step) -> dict:
-        fate = self.trace.fate(step.site)
-        return {
-            "site": str(step.site),
-            "tokens": step.reduction.m,
-            "soft": self.trace.product(step.site).soft,
-            "counts": fate.counts,
-            "status": self.trace.on_grid(fate.status).tolist(),
-            "weight": [round(w, 3) for w in self.trace.on_grid(fate.weight).tolist()],
-            "home": self.trace.on_grid(self._cells(fate.home), -1).tolist(),
-        }
+def _site(trace: Trace, step: Step) -> dict:
+    fate = trace.fate(step.site)
+    return {
+        "site": str(step.site),
+        "tokens": step.reduction.m,
+        "soft": trace.product(step.site).soft,
+        "counts": fate.counts,
+        "status": trace.on_grid(fate.status).tolist(),
+        "weight": [round(w, 3) for w in trace.on_grid(fate.weight).tolist()],
+        "home": trace.on_grid(_cells(trace, fate.home), -1).tolist(),
+    }
+
+
+def _cells(trace: Trace, home: Tensor) -> Tensor:
+    """Patches as places on the drawn grid; -1 stays."""
+    return home if trace.cells is None else trace.cells[home].where(home >= 0, home)

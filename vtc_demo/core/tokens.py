@@ -107,7 +107,7 @@ class Reduction:
         """tokens [..., n, C] -> [..., m, C] in the dtype of `tokens` (merging accumulates in float32)."""
         if tokens.shape[-2] != self.n:
             raise ValueError(f"reduction takes {self.n} tokens, got {tokens.shape[-2]}")
-        if self.is_selection:
+        if self.weight is None:
             return tokens.index_select(-2, self.old)
         rows = tokens.index_select(-2, self.old).float() * self.weight.float()[:, None]
         out = rows.new_zeros(*tokens.shape[:-2], self.m, tokens.shape[-1])
@@ -237,7 +237,7 @@ class Trace:
         count = self.extra + self.patches
         by_layer = {}
         for step in self.steps:
-            if step.site.kind == "llm_layer":
+            if step.site.layer is not None and step.site.kind == "llm_layer":
                 by_layer[step.site.layer + step.inside] = step.reduction.m
             elif step.site.kind != "kv_cache":
                 count = step.reduction.m

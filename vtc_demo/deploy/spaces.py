@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import SpaceCardData
 
@@ -62,7 +63,7 @@ def write(kind: str, folder: str | Path, name: str | None = None) -> list[Path]:
 
 def front_matter(kind: str) -> str:
     """YAML that tells the Hub how to run the Space."""
-    how = {
+    how: dict[str, dict[str, Any]] = {
         "docker": {"sdk": "docker", "app_port": PORT, "suggested_hardware": "cpu-basic"},
         "zerogpu": {
             "sdk": "gradio",

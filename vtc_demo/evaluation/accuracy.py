@@ -22,6 +22,7 @@ from .questions import held_out
 def graded(run: Run, question: world.Question) -> tuple[bool, float]:
     """(right, evidence): whether the answer equals the truth, all of it; the share of the evidence patches that are
     kept or merged at the end of the pass, nan without evidence."""
+    assert run.trace is not None  # of a run without an answer
     return run.answer == question.answer, run.trace.evidence_kept(torch.from_numpy(question.evidence))
 
 
@@ -30,9 +31,9 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
 
     Right answers and evidence_kept (a mean) as in `graded`. Methods that draw at random draw anew for every scene.
     """
-    tallies = [defaultdict(list) for _ in methods]
-    tokens = [[] for _ in methods]
-    evidence = [[] for _ in methods]
+    tallies: list[dict[str, list[bool]]] = [defaultdict(list) for _ in methods]
+    tokens: list[list[float]] = [[] for _ in methods]
+    evidence: list[list[float]] = [[] for _ in methods]
     bar = tqdm(total=questions, unit="question", disable=not progress, mininterval=2)
     for seed, (scene, asked) in enumerate(held_out(questions)):
         key = engine.picture_key(scene.image)
@@ -41,7 +42,7 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
                 run = engine.run(vlm, scene.image, q.text, method, key=key, seed=seed)
                 right, kept = graded(run, q)
                 tallies[i][q.kind].append(right)
-                tokens[i].append(run.trace.equivalent_tokens)
+                tokens[i].append(run.equivalent_tokens)
                 evidence[i].append(kept)
         bar.update(len(asked))
     bar.close()

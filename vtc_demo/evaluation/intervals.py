@@ -49,15 +49,15 @@ class Scenes:
 
         The bounds include the mean: with few scenes every draw may miss what lies beyond.
         """
-        values = np.array([math.nan if v is None else v for v in values], dtype=float)
-        told = ~np.isnan(values)
+        given = np.array([math.nan if v is None else v for v in values], dtype=float)
+        told = ~np.isnan(given)
         if not told.any():
             return None
-        total, n = (np.bincount(self.place[told], weights, self.times.shape[1]) for weights in (values[told], None))
+        total, n = (np.bincount(self.place[told], weights, self.times.shape[1]) for weights in (given[told], None))
         drawn = self.times @ n
         means = (self.times @ total)[drawn > 0] / drawn[drawn > 0]
         low, high = np.quantile(means, (0.025, 0.975))
-        mean = float(values[told].mean())
+        mean = float(given[told].mean())
         return {
             "mean": round(mean, 4),
             "low": round(min(mean, float(low)), 4),

@@ -60,7 +60,7 @@ class Point:
         self.evidence.append(None if math.isnan(evidence) else round(evidence, 3))
         self.ttft_ms.append(round(run.timings["ttft"], 2))
         first_token = run.flops["total"] - run.flops.get("decode", 0)
-        figures = (run.visual_tokens, run.trace.equivalent_tokens, first_token, run.kv_bytes)
+        figures = (run.visual_tokens, run.equivalent_tokens, first_token, run.kv_bytes)
         for name, value in zip(MEANS, figures, strict=True):
             self.totals[name] += value
 
@@ -116,7 +116,9 @@ def _row(point: Point, points: Sequence[Point], scenes: Scenes, parts: dict[str,
 
 def _part(point: Point, places: Sequence[int], scenes: Scenes) -> dict:
     """Accuracy and evidence over the questions at these places."""
-    return share([point.right[i] for i in places]) | {"evidence": scenes.mean([point.evidence[i] for i in places])}
+    return share([bool(point.right[i]) for i in places]) | {
+        "evidence": scenes.mean([point.evidence[i] for i in places])
+    }
 
 
 def _difference(point: Point, points: Sequence[Point], name: str, scenes: Scenes) -> dict[str, float] | None:

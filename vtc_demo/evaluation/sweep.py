@@ -187,7 +187,7 @@ class Work:
     def record(self) -> dict:
         """JSON-ready: where, on what and of how many questions, then the rows."""
         asked = {"scenes": list(self.asked.scenes), "kinds": list(self.asked.kinds)}
-        counts = {"questions": len(asked["kinds"]), "scenes": len(set(asked["scenes"])), "asked": asked}
+        counts = {"questions": len(self.asked.kinds), "scenes": len(set(self.asked.scenes)), "asked": asked}
         return self.about | counts | {"left_out": list(self.left_out), "rows": rows(self.points, self.asked)}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vtc_demo import registry
 from vtc_demo.figures import viz
 
-from .intervals import Scenes
+from . import paired
 
 REFERENCE = "llava-mlp"  # the connector that compresses nothing, under the same recipe
 
@@ -62,7 +62,7 @@ def accuracy(record: dict) -> list[str]:
     ]
 
 
-def _accuracies(record: dict, row: dict, reference: dict | None, kinds: Sequence[str]) -> list[str]:
+def _accuracies(record: dict, row: dict, reference: dict | None, kinds: Iterable[str]) -> list[str]:
     less = difference(record, row, reference) if reference and is_trained(row) and row is not reference else ""
     parts = (share(row["kinds"][kind]) for kind in kinds)
     return [name(row), f"{row['equivalent_tokens']:.4g}", share(row["all"]), less, *parts]
@@ -113,9 +113,10 @@ def _at(row: dict) -> list[str]:
 
 def difference(record: dict, row: dict, other: dict) -> str:
     """Accuracy of one minus that of the other on the same questions, in points, 95 % bootstrap over scenes."""
-    pairs = zip(row["samples"]["right"], other["samples"]["right"], strict=True)
-    found = Scenes(record["asked"]["scenes"]).mean([int(a) - int(b) for a, b in pairs])
-    return f"{100 * found['mean']:+.0f} ({100 * found['low']:+.0f} to {100 * found['high']:+.0f})"
+    right, reference = ([int(digit) for digit in each["samples"]["right"]] for each in (row, other))
+    found = paired.difference(reference, right, record["asked"]["scenes"])
+    assert found is not None  # of no question
+    return f"{100 * found.mean:+.0f} ({100 * found.low:+.0f} to {100 * found.high:+.0f})"
 
 
 # -- cost -----------------------------------------------------------------------------------------------------------

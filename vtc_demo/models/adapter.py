@@ -23,7 +23,7 @@ class Adapter(ABC):
     """
 
     model_type: ClassVar[str]  # config.model_type
-    model_class: ClassVar[type]  # of transformers
+    model_class: ClassVar[Any]  # a class of transformers
     description: ClassVar[str]  # for messages: what runs
     probe: ClassVar[type[EncoderProbe]] = EncoderProbe  # attention of one tower layer on demand
     axes: ClassVar[int] = 1  # of position ids

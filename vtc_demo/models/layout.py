@@ -117,11 +117,12 @@ class Layout:
         (rows, columns), corners = self.sheet
         sheet = Image.new("RGB", (columns * patch, rows * patch))
         for crop, (y, x) in zip(self.crops, corners):
-            image, box = images[crop.image], crop.box
-            box = tuple(share * length for share, length in zip(box, image.size * 2))
-            if min(box) < 0:  # the view is wider than the picture
-                margin = round(-min(box))
-                image, box = ImageOps.expand(image, margin), tuple(edge + margin for edge in box)
+            image = images[crop.image]
+            left, upper, right, lower = (share * length for share, length in zip(crop.box, image.size * 2))
+            margin = round(-min(left, upper, right, lower, 0))
+            if margin:  # the view is wider than the picture
+                image = ImageOps.expand(image, margin)
+            box = (left + margin, upper + margin, right + margin, lower + margin)
             size = (crop.grid[1] * patch, crop.grid[0] * patch)
             sheet.paste(image.resize(size, Image.Resampling.BICUBIC, box=box), (x * patch, y * patch))
         return sheet

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -86,7 +87,7 @@ def run_stage(stage: Stage, objective: nn.Module, folder: Path, workers: int = 1
             step += 1
             collect(window, {"loss": loss.detach(), **scores})
             if step % stage.log_every == 0 or step == stage.steps:
-                record = {
+                record: dict[str, Any] = {
                     "stage": stage.name,
                     "step": step,
                     "seconds": round(time.perf_counter() - began, 1),

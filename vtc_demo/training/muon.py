@@ -70,7 +70,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def build_optimizer(module: nn.Module, lr: float) -> MuonAdamW:
     """Muon for 2-D weights inside blocks (`layers`, projector), AdamW for embeddings, heads, norms and biases."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in module.named_parameters():
         if p.requires_grad:
             inside = p.ndim == 2 and (".layers." in name or "projector" in name)

@@ -67,7 +67,7 @@ class DenseObjective(nn.Module):
     def forward(self, batch: dict) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and accuracy per label; for labels with a 'none' class the accuracy counts the other patches only."""
         h, cls = encode(self.tower, normalise(batch["pixels"], self.mean, self.std), batch["places"])
-        h, loss, scores = h[:, 1:], 0.0, {}
+        h, loss, scores = h[:, 1:], h.new_zeros(()), {}
         targets = {k[6:]: v for k, v in batch.items() if k.startswith("label_")}
         targets |= {"row": batch["places"] // GRID, "column": batch["places"] % GRID}
         for name, target in targets.items():

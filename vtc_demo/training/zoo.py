@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -73,12 +73,12 @@ def cache(model: nn.Module, processor, folder: Path, images: int, batch: int = 1
     folder.mkdir(parents=True, exist_ok=True)
     note, width = folder / "cache.json", model.config.vision_config.hidden_size
     wanted = {"tower": store.fingerprint(model.model.vision_tower), "images": images}
-    state = json.loads(note.read_text()) if note.exists() else wanted | {"done": 0}
+    state: dict = json.loads(note.read_text()) if note.exists() else wanted | {"done": 0}
     if any(state[key] != value for key, value in wanted.items()):
         raise ValueError(f"{folder} holds features of another tower or number of pictures; delete it or name another")
     shapes = {"features.f16": (images, 1 + GRID**2, width), "questions.i16": (images, len(WORDS), TEXT)}
-    mode = "r+" if state["done"] else "w+"
-    kinds = {"features.f16": np.float16, "questions.i16": np.int16}
+    mode: Literal["r+", "w+"] = "r+" if state["done"] else "w+"
+    kinds: dict[str, type] = {"features.f16": np.float16, "questions.i16": np.int16}
     features, words = (np.memmap(folder / name, kinds[name], mode, shape=shape) for name, shape in shapes.items())
     data = PackedQuestions(
         FIRST + state["done"], images - state["done"], GRID, processor.tokenizer, weights=FULL, text=TEXT
@@ -90,7 +90,8 @@ def cache(model: nn.Module, processor, folder: Path, images: int, batch: int = 1
             pixels = normalise(some["pixels"], image.image_mean, image.image_std)
             features[at] = encode(model.model.vision_tower, pixels, some["places"])[0].half().numpy()
         words[at] = torch.stack([some[name] for name in WORDS], 1).numpy()
-        features.flush(), words.flush()
+        features.flush()
+        words.flush()
         state["done"] = at.stop
         note.write_text(json.dumps(state))
     return features.nbytes + words.nbytes

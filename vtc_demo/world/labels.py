@@ -11,7 +11,7 @@ from .scene import PATCH
 from .vocabulary import CHARACTERS, COLOURS, THINGS
 
 if TYPE_CHECKING:
-    from .scene import Scene
+    from .scene import Scene, Tag
 
 TAG = 255  # in the owner map
 SHARE = 0.2  # of a patch's pixels
@@ -73,13 +73,13 @@ def dense_labels(scene: Scene) -> dict[str, np.ndarray]:
         x0, y0, x1, y1 = item.box
         out["anchor"][(y0 + y1) // 2 // PATCH, (x0 + x1) // 2 // PATCH] = 1
     if scene.tag is not None:
-        _label_text(scene, out["char"], out["ordinal"])
+        _label_text(scene.tag, scene.grid, out["char"], out["ordinal"])
     return out
 
 
-def _label_text(scene: Scene, char: np.ndarray, ordinal: np.ndarray) -> None:
-    boxes = np.array(glyph_boxes(scene.tag))  # [n, 4]
-    edges = np.arange(scene.grid) * PATCH
+def _label_text(tag: Tag, grid: int, char: np.ndarray, ordinal: np.ndarray) -> None:
+    boxes = np.asarray(glyph_boxes(tag))  # [n, 4]
+    edges = np.arange(grid) * PATCH
     wide, high = (
         np.clip(np.minimum(boxes[:, hi, None], edges + PATCH) - np.maximum(boxes[:, lo, None], edges), 0, None)
         for lo, hi in ((0, 2), (1, 3))
@@ -87,14 +87,14 @@ def _label_text(scene: Scene, char: np.ndarray, ordinal: np.ndarray) -> None:
     area = high[:, :, None] * wide[:, None, :]  # [n, g, g]
     first = area.argmax(0)
     hit = area.max(0) >= SHARE * PATCH * PATCH
-    codes = np.array([CHARACTERS.index(c) + 1 for c in scene.tag.text])
+    codes = np.array([CHARACTERS.index(c) + 1 for c in tag.text])
     char[hit] = codes[first[hit]]
     ordinal[hit] = first[hit] + 1
 
 
 def _patches(pixels: np.ndarray) -> np.ndarray:
     g = pixels.shape[0] // PATCH
-    return pixels.reshape(g, PATCH, g, PATCH).any((1, 3))
+    return np.asarray(pixels.reshape(g, PATCH, g, PATCH).any((1, 3)))
 
 
 def item_patches(scene: Scene, indices: tuple[int, ...]) -> np.ndarray:

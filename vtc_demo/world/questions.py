@@ -12,7 +12,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -248,7 +248,8 @@ class _Asker:
             return "counting", (None, None)
         if not self.items or self.coin(0.16):
             return "counting", self.existence(yes=False)[1]
-        groups = [((t, None), n) for t, n in self.things.items()] + [((None, c), n) for c, n in self.colours.items()]
+        groups: list[tuple[tuple, int]] = [((t, None), n) for t, n in self.things.items()]
+        groups += [((None, c), n) for c, n in self.colours.items()]
         groups += [(pair, n) for pair, n in self.pairs.items() if n > 1]
         several = [group for group in groups if group[1] > 1]
         return "counting", self.any(several if several and self.coin(0.65) else groups)[0]
@@ -303,7 +304,8 @@ def ask(
     kinds = [kind for kind, weight in weights.items() if weight > 0 and asker.applies(kind)]
     if not kinds and n > 0:
         raise ValueError("no question kind with a positive weight applies to this scene")
-    out, seen = [], set()
+    out: list[Question] = []
+    seen = set()
     for kind in asker.rng.choices(kinds, [weights[k] for k in kinds], k=n) if n > 0 else ():
         for _ in range(6):
             form = getattr(asker, kind)()
@@ -312,7 +314,9 @@ def ask(
                 break
         if not question:  # several draws gave no pair that can be compared by "which"
             form = asker.side()
+            assert form is not None  # the kind applies: some pair lies apart
             question = _question(scene, form, asker.any(PHRASINGS[form[0]]))
+        assert question is not None
         seen.add(question.text)
         out.append(question)
     return out
@@ -324,7 +328,7 @@ def _display(scene: Scene) -> list[Question]:
         asker.counting(subset=False),
         asker.colour(),
         asker.object(),
-        asker.reading() and ("number" if scene.tag.text.isdigit() else "word",),
+        scene.tag and asker.reading() and ("number" if scene.tag.text.isdigit() else "word",),
         asker.existence(yes=True),
         asker.existence(yes=False, hard=True),
         asker.side(),
@@ -375,7 +379,8 @@ def _parse(text: str) -> tuple | None:
     for kind, names, pattern in _patterns():
         if not (found := pattern.fullmatch(text)):
             continue
-        groups, parts = iter(found.groups()), {}
+        groups = iter(found.groups())
+        parts: dict[str, Any] = {}
         for name in names:
             if name in ("an", "a", "b", "many"):
                 colour, thing = next(groups), next(groups)

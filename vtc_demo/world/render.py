@@ -126,7 +126,9 @@ def _glyph(char: str, height: int) -> Glyph:
     font = _font(height)
     wide = Image.new("L", (3 * height, 3 * height), 0)
     ImageDraw.Draw(wide).text((height, 2 * height), char, fill=255, font=font, anchor="ls", stroke_width=1)
-    x0, y0, x1, y1 = wide.getbbox()
+    ink = wide.getbbox()
+    assert ink is not None, f"{char!r} leaves no ink"
+    x0, y0, x1, y1 = ink
     box = (x0 - height, y0 - 2 * height, x1 - height, y1 - 2 * height)
     return Glyph(wide.crop((x0, y0, x1, y1)), box, font.getlength(char) + 2)
 
@@ -134,7 +136,8 @@ def _glyph(char: str, height: int) -> Glyph:
 @lru_cache(maxsize=4096)
 def _layout(text: str, height: int) -> tuple[tuple[int, int], tuple[tuple[int, int, int, int], ...]]:
     """Card size (width, height) and one ink box per character relative to the card's corner, px."""
-    pen, boxes = 0.0, []
+    pen = 0.0
+    boxes: list[tuple[int, int, int, int]] = []
     for char in text:
         glyph = _glyph(char, height)
         x = round(pen) - (glyph.box[0] if not boxes else 0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -68,7 +68,7 @@ def stream(settings: Settings) -> Iterator[Event]:
     environment |= raised(environment, shape, seconds, dtype)
     roofs = environment["peak_flops"], environment["bandwidth"]
     expected = {p: work(shape.spec, p, dtype.itemsize).seconds(*roofs) for p in chosen}
-    record = {
+    record: dict[str, Any] = {
         "shape": shape.name,
         "title": shape.title,
         "spec": asdict(shape.spec),
@@ -106,7 +106,7 @@ def add_prefills(
     How long they will take is judged by how far the longest prefill of a single prompt stays behind the roofline, in
     its second call: the first one pays for what is made once.
     """
-    wished = sorted((p for p in expected if batched_prefill(p)), key=expected.get)
+    wished = sorted((p for p in expected if batched_prefill(p)), key=expected.__getitem__)
     if not wished:
         return
     longest = max((p for p in jobs if p.kind == "prefill"), key=lambda p: p.tokens)
@@ -129,7 +129,9 @@ def add_prefills(
 
 
 # -- the course of it -----------------------------------------------------------------------------------------------
-def progress(jobs, device, settings: Settings, left: float, layers: int) -> Iterator[Event]:
+def progress(
+    jobs, device, settings: Settings, left: float, layers: int
+) -> Generator[Event, None, tuple[dict[Point, list[float]], int]]:
     """The events of the timing; its value is that of `timing.in_turn`."""
     rounds = timing.in_turn(
         jobs, device, warmups=settings.warmups, repeats=settings.repeats, seconds=left, calls=layers

@@ -34,8 +34,8 @@ def contexts(plan: Plan, new_tokens: int) -> list[int]:
 def tower(spec: cost.ModelSpec, plan: Plan) -> list[Point]:
     """Everything the tower does in a pass, point by point."""
     patches = spec.patches if plan.side is None else (plan.side // spec.patch_size) ** 2
-    kinds = ["tower full" if spec.window and i in spec.full_layers else "tower" for i in range(spec.vision_layers)]
-    layers = [Point(kind, n) for kind, n in zip(kinds, plan.encoder, strict=True)]
+    full = [bool(spec.window) and i in spec.full_layers for i in range(spec.vision_layers)]
+    layers = [Point("tower full" if whole else "tower", n) for whole, n in zip(full, plan.encoder, strict=True)]
     return [Point("embed", patches + spec.extra, side=plan.side), *layers]
 
 
@@ -81,16 +81,17 @@ class Times:
 
     def over(self, kind: Kind, lengths, batch: int = 1) -> np.ndarray | None:
         """Seconds of all layers; None if one of them is not known."""
-        parts = {n: self.at(kind, n, batch) for n in set(lengths)}
-        return None if any(p is None for p in parts.values()) else sum(parts[n] for n in lengths)
+        parts = {n: part for n in set(lengths) if (part := self.at(kind, n, batch)) is not None}
+        return sum((parts[n] for n in lengths), np.zeros(1)) if parts.keys() == set(lengths) else None
 
     def of(self, spec: cost.ModelSpec, plan: Plan, settings: Settings) -> dict[str, Any]:
         """Milliseconds of a pass by stage, [rounds] each; decode: of one step, by batch, batched_prefill: of all
         prompts, by batch; None where that was not timed."""
-        vision = sum(self.seconds[p] if p.kind == "embed" else self.at(p.kind, p.tokens) for p in tower(spec, plan))
+        every = tower(spec, plan)
+        vision: list[Any] = [self.seconds[p] if p.kind == "embed" else self.at(p.kind, p.tokens) for p in every]
         lengths = [n + plan.text for n in plan.schedule]
-        out = {
-            "vision": vision,
+        out: dict[str, Any] = {
+            "vision": sum(vision),
             "projector": self.seconds[Point("projector", plan.projected)],
             "prefill": self.over("prefill", lengths),
             "lm_head": self.at("lm_head", 1),

@@ -15,7 +15,7 @@ class Settings:
 
     methods: each at all of `tokens` visual tokens, beside the full model. text_tokens: of the prompt. new_tokens:
     answer length; a decode step is timed at the mean cache length of such an answer. batches: answers decoded at
-    once. prefill_batches: prompts prefilled at once, None: see `prompt_batches`; one prompt is always timed. seconds:
+    once. prefill_batches: prompts prefilled at once, none: see `prompt_batches`; one prompt is always timed. seconds:
     after which no further round begins. dtype None: on a CPU the faster of float32 and bfloat16.
     """
 
@@ -25,7 +25,7 @@ class Settings:
     text_tokens: int = 64
     new_tokens: int = 64
     batches: tuple[int, ...] = (1, 8)
-    prefill_batches: tuple[int, ...] | None = None
+    prefill_batches: tuple[int, ...] = ()
     seconds: float = 40.0
     warmups: int = 2
     repeats: int = 5
@@ -35,7 +35,7 @@ class Settings:
     def __post_init__(self):
         whole = {"text_tokens": self.text_tokens, "new_tokens": self.new_tokens}
         whole |= {f"batch {b}": b for b in self.batches} | {"warmups": self.warmups, "repeats": self.repeats}
-        whole |= {f"prefill batch {b}": b for b in self.prefill_batches or ()}
+        whole |= {f"prefill batch {b}": b for b in self.prefill_batches}
         for name, value in whole.items():
             low = 2 if name == "new_tokens" else 1
             if not low <= value <= 8192:
