@@ -16,7 +16,7 @@ import torch
 torch.set_num_threads(1)
 
 # The same examples in every run, however slow the machine, and no folder of them left behind.
-hypothesis.settings.register_profile("suite", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("suite", max_examples=50, derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("suite")
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
