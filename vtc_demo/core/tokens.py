@@ -115,7 +115,7 @@ class Reduction:
 
     def dense(self) -> Tensor:
         """R as a float32 tensor [m, n]."""
-        out = torch.zeros(self.m, self.n, device=self.old.device)
+        out = torch.zeros(self.m, self.n, dtype=torch.float32, device=self.old.device)
         weight = torch.ones_like(self.old, dtype=torch.float32) if self.weight is None else self.weight.float()
         return out.index_put_((self.new, self.old), weight, accumulate=True)
 
