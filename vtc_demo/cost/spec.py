@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from operator import index
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -89,10 +90,16 @@ def count(name: str, value) -> int:
     return value
 
 
-_CLIP_L_336 = dict(patches=576, extra=1, patch_size=14, vision_width=1024, vision_heads=16, vision_mlp=4096)
-_VICUNA_7B = dict(hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32000)
-_VICUNA_13B = dict(hidden=5120, layers=40, heads=40, kv_heads=40, head_dim=128, intermediate=13824, vocab=32000)
-_LLAVA_TOWER = dict(
+_CLIP_L_336: dict[str, Any] = dict(
+    patches=576, extra=1, patch_size=14, vision_width=1024, vision_heads=16, vision_mlp=4096
+)
+_VICUNA_7B: dict[str, Any] = dict(
+    hidden=4096, layers=32, heads=32, kv_heads=32, head_dim=128, intermediate=11008, vocab=32000
+)
+_VICUNA_13B: dict[str, Any] = dict(
+    hidden=5120, layers=40, heads=40, kv_heads=40, head_dim=128, intermediate=13824, vocab=32000
+)
+_LLAVA_TOWER: dict[str, Any] = dict(
     **_CLIP_L_336, vision_layers=23
 )  # 24 in the checkpoint; features are taken after layer 22 (0-based)
 

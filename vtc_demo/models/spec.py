@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from vtc_demo.cost import ModelSpec
 
 
@@ -29,7 +31,7 @@ def build_spec(config, *, patches: int, projector: tuple[int, ...], visual_token
     )
 
 
-def _tower(vision) -> dict[str, int]:
+def _tower(vision) -> dict[str, Any]:
     """Fields of ModelSpec, whichever name the family's vision_config gives them."""
 
     def first(*names: str) -> int | None:
