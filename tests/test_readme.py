@@ -13,6 +13,7 @@ import compiler
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PROSE = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("lessons/*.md")]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCES = [
     fence
@@ -59,6 +60,20 @@ def test_every_fence_is_of_a_kind_that_is_checked():
     assert {language for language, _ in FENCES} == {"sh", "python"}
     for command in COMMANDS:
         assert re.match(r"pip install -r \S+$|pytest$|python app\.py( |$)|python -m vtc_demo ", command), command
+
+
+@pytest.mark.parametrize("page", PROSE, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_is_named_exists(page):
+    named = re.findall(r"`((?:vtc_demo|tests|docs|assets|lessons)/[\w./-]*)`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if "NAME" not in path and not (ROOT / path).exists()] == []
+
+
+def test_the_architecture_names_every_room():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    rooms = {path.name for path in (ROOT / "vtc_demo").iterdir() if not path.name.startswith(("_", "."))}
+    assert set(re.findall(r"^\| `([\w.]+)` \|", text, re.M)) == rooms
+    for path in re.findall(r"`((?:cli|comparison|engine|methods|ui)/[\w./]+)`", text):
+        assert (ROOT / "vtc_demo" / path).exists(), path
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("pip install")])
