@@ -60,7 +60,7 @@ class Paper:
     """One paper. `idea` is told in our words; `claim` is what the paper reports of itself, unchecked.
 
     first_posted: "2024-03". arxiv: "2403.06764". code: "owner/name" on GitHub, None where none was found.
-    sites: kinds of site, see `vtc_demo.tokens`; none where nothing is reduced inside a vision-language model.
+    sites: kinds of site, see `vtc_demo.core.tokens`; none where nothing is reduced inside a vision-language model.
     training_free: None where the question does not arise, or where it adds no weights but is usually trained in.
     plan: what it needs in order to run, a key of PLANS. lesson: number of the lesson that builds it, "06", or None.
     """
