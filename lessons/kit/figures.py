@@ -9,7 +9,9 @@ import plotly.graph_objects as go
 import torch
 from plotly.subplots import make_subplots
 
-from vtc_demo.figures.viz import STAGES, colours, data_url, square
+from vtc_demo.core.vocabulary import LM_HEAD, STAGES
+from vtc_demo.figures.colours import colours
+from vtc_demo.figures.pictures import data_url, square
 
 CLEAR = "rgba(0,0,0,0)"
 FATES = {"dropped": "rgba(12,16,24,0.78)", "merged into another token": "rgba(245,158,11,0.5)", "kept": CLEAR}
@@ -140,7 +142,7 @@ def outline_evidence(figure: go.Figure, evidence, grid: tuple[int, int], column:
 # -- charts ---------------------------------------------------------------------------------------------------------
 def bars(rows: dict[str, dict[str, float]], unit: str, title: str = "", names: dict[str, str] | None = None):
     """Stacked horizontal bars: row -> {part: value}. Stages of a pass get their usual names (or `names`)."""
-    names = STAGES | {"lm_head": "LM head"} | (names or {})
+    names = STAGES | {"lm_head": LM_HEAD} | (names or {})
     parts = list(dict.fromkeys(part for row in rows.values() for part in row))
     spare = dict(zip(parts, SERIES * 3)) | STAGE_COLOURS
     figure = go.Figure()

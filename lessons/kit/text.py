@@ -9,7 +9,8 @@ import torch
 from IPython.display import Markdown, display
 
 import vtc_demo as vtc
-from vtc_demo.figures.viz import quantity, same
+from vtc_demo.core.measures import right
+from vtc_demo.core.units import quantity
 
 
 def say(text: str) -> None:
@@ -21,7 +22,7 @@ def table(rows: Iterable[Iterable], header: Iterable[str]) -> None:
     """Show a table. Floats are written with three digits; columns of numbers are right-aligned."""
     header, rows = list(header), [[cell(value) for value in row] for row in rows]
     numeric = [all(row[i][:1] in tuple("+-0123456789") for row in rows) for i in range(len(header))]
-    lines = [header, ["---:" if right else "---" for right in numeric], *rows]
+    lines = [header, ["---:" if number else "---" for number in numeric], *rows]
     display(Markdown("\n".join("| " + " | ".join(line) + " |" for line in lines)))
 
 
@@ -44,7 +45,7 @@ def results(runs: Iterable, question=None) -> None:
         row = [run.method.card.title, run.answer, run.visual_tokens, f"{run.trace.equivalent_tokens:.0f}"]
         row += [quantity(run.flops["total"]), quantity(run.kv_bytes, "B")]
         if question is not None:
-            row[1] += " ✓" if same(run.answer, question.answer) else " ✗"
+            row[1] += " ✓" if right(run.answer, question.answer) else " ✗"
             row.append(f"{100 * run.trace.evidence_kept(evidence):.0f} %")
         rows.append(row)
     if question is not None:

@@ -541,7 +541,7 @@ kit.table(
 # One answer says little. All questions of a few held-out pictures say a little more:
 
 # %%
-from vtc_demo.figures.viz import same
+from vtc_demo.core import measures
 
 right = {name: [] for name in settings}
 for seed in range(5):
@@ -549,7 +549,7 @@ for seed in range(5):
     for asked in picture.questions:
         for name, method in settings.items():
             answer = vtc.run(vlm, picture.image, asked.text, method=method).answer
-            right[name].append((asked.kind, same(answer, asked.answer)))
+            right[name].append((asked.kind, measures.right(answer, asked.answer)))
 total = {name: 100 * sum(ok for _, ok in rows) / len(rows) for name, rows in right.items()}
 kit.table(
     [[name, f"{percent:.0f} %"] for name, percent in total.items()], ["pooled", f"right of {len(right['all tokens'])}"]
@@ -832,7 +832,7 @@ for seed in range(4):
     for asked in picture.questions:
         for name, method in trained.items():
             run = vtc.run(vlm, picture.image, asked.text, method=method)
-            scored[name].setdefault(asked.kind, []).append(same(run.answer, asked.answer))
+            scored[name].setdefault(asked.kind, []).append(measures.right(run.answer, asked.answer))
 of_kind = {kind: len(ok) for kind, ok in scored["the embedded VLM, 576"].items()}
 kinds = [kind for kind in vtc.world.KINDS if kind in of_kind]
 sums = {name: [sum(by_kind[kind]) for kind in kinds] for name, by_kind in scored.items()}

@@ -31,9 +31,10 @@ from lessons.kit import check, check_equal, done, say
 from vtc_demo.connectors.base import Dims, blocks
 from vtc_demo.connectors.patch_merger import MergerConnector
 from vtc_demo.connectors.pixel_shuffle import ShuffleConnector, pixel_shuffle
+from vtc_demo.core import measures
 from vtc_demo.core.operations import grid_within
 from vtc_demo.core.tokens import Reduction
-from vtc_demo.figures.viz import data_url, same, square
+from vtc_demo.figures.pictures import data_url, square
 
 torch.set_grad_enabled(False)  # nothing is trained in this lesson
 vlm = vtc.load_vlm("embedded")
@@ -371,7 +372,7 @@ for seed in range(5):
     for asked in picture.questions:
         for name, method in settings.items():
             answer = vtc.run(vlm, picture.image, asked.text, method=method).answer
-            right[name].setdefault(asked.kind, []).append(same(answer, asked.answer))
+            right[name].setdefault(asked.kind, []).append(measures.right(answer, asked.answer))
 kinds = [kind for kind in vtc.world.KINDS if kind in right["576 tokens, row by row"]]
 counted = {name: [sum(by_kind[kind]) for kind in kinds] for name, by_kind in right.items()}
 asked_of = [len(right["576 tokens, row by row"][kind]) for kind in kinds]
@@ -765,7 +766,7 @@ for seed in range(5):
     for asked in picture.questions:
         for name, method in trained.items():
             run = vtc.run(vlm, picture.image, asked.text, method=method)
-            scored[name].setdefault(asked.kind, []).append(same(run.answer, asked.answer))
+            scored[name].setdefault(asked.kind, []).append(measures.right(run.answer, asked.answer))
 of_kind = {kind: len(ok) for kind, ok in scored["the embedded VLM, 576"].items()}
 shown = [kind for kind in vtc.world.KINDS if kind in of_kind]
 sums = {name: [sum(by_kind[kind]) for kind in shown] for name, by_kind in scored.items()}

@@ -35,7 +35,7 @@ from lessons import kit
 from lessons.kit import check, check_equal, done, say
 from vtc_demo.evaluation import intervals
 from vtc_demo.evaluation.questions import balanced
-from vtc_demo.figures.viz import colours
+from vtc_demo.figures.colours import colours
 
 vlm = vtc.load_vlm("embedded")
 
@@ -877,7 +877,7 @@ matched = {
 
 def first_token(run):
     """FLOPs up to the first token of the answer."""
-    return run.flops["total"] - run.flops["decode"]
+    return run.ttft_flops
 
 
 kit.table(

@@ -21,8 +21,8 @@ from vtc_demo.evaluation.accuracy import graded
 from vtc_demo.evaluation.intervals import Scenes
 from vtc_demo.evaluation.questions import balanced
 from vtc_demo.evaluation.sweep import BASELINES, fingerprint, plan, sweep, sweep_events
+from vtc_demo.figures import colours
 from vtc_demo.figures import sweep as figures_sweep
-from vtc_demo.figures import viz
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
@@ -257,7 +257,7 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 
 # -- figures --------------------------------------------------------------------------------------------------------
 def test_curves_show_the_record(record):
-    hues = viz.colours(registry.list_methods())
+    hues = colours.colours(registry.list_methods())
     shown = {*BASELINES, "fastv"}
     figure = figures_sweep.curves(record, shown, hues, cost_name="flops", bands=False)
     assert {t.name for t in figure.data} == {r["title"] for r in record["rows"]} - {"FasterVLM"}

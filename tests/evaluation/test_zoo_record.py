@@ -82,7 +82,8 @@ def test_stages_add_up_and_connectors_are_counted(record, here):
     for row in record["rows"]:
         stages = row["samples"]["stages"]
         assert stages["total"] == sum(v for k, v in stages.items() if k != "total")
-        assert row["flops"] * ASKED == pytest.approx(stages["total"] - stages["decode"], abs=ASKED)
+        first = stages["total"] - stages["decode"] - stages["lm_head"]
+        assert first < row["flops"] * ASKED <= first + stages["lm_head"] + ASKED
     connector = store.fit(vlm, registry.resolve("q-former")).connector
     assert rows_of(record, "q-former")[0]["samples"]["stages"]["projector"] == ASKED * connector.flops(576, 64)
     for name in NAMES:

@@ -11,7 +11,7 @@ from pages import served, watched
 from playwright.sync_api import expect
 
 from vtc_demo import ui, world
-from vtc_demo.figures import viz
+from vtc_demo.figures import pictures
 from vtc_demo.ui.components import composer
 from vtc_demo.ui.tabs.compare import SCENES
 from vtc_demo.world import Item, Scene, Tag
@@ -116,7 +116,7 @@ def test_a_bad_text_of_a_scene_says_what_is_wrong(text):
 def test_paint_gives_the_picture_of_the_world_and_the_box_of_the_card():
     scene = Scene((Item(**HEART),), Tag("407", 200, 200))
     reply = composer.paint(scene.to_dict())
-    assert reply["picture"] == viz.data_url(scene.image)
+    assert reply["picture"] == pictures.data_url(scene.image)
     assert Scene.from_dict(reply["scene"]) == scene
     assert reply["card"] == scene.tag.box
     assert reply["note"] == ""
@@ -260,7 +260,7 @@ def test_the_picture_at_rest_and_the_one_used_are_the_worlds(visit):
     page.wait_for_selector(SETTLED)
     scene = composer.tidy(asked.value.post_data_json["data"])
     assert [i.thing for i in scene.items[-2:]] == ["moon", "moon"]
-    url = viz.data_url(scene.image)
+    url = pictures.data_url(scene.image)
     expect(page.locator(".cmp-picture")).to_have_attribute("src", url)
     press(page, "use")
     expect(page.locator("#vtc-preview img")).to_have_attribute("src", url)

@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 import vtc_demo as vtc
 from vtc_demo import registry, world
-from vtc_demo.figures import viz
+from vtc_demo.figures import pictures
 from vtc_demo.ui import export, serve, share
 from vtc_demo.ui.components import composer
 from vtc_demo.ui.share import View
@@ -150,7 +150,7 @@ def test_the_snippet_repeats_the_comparison(vlm, source, match, heads):
 def test_the_snippet_of_an_upload_takes_a_file_in_its_place(vlm, tmp_path, monkeypatch):
     picture = world.sample(seed=3).image.resize((500, 400))
     picture.save(tmp_path / "picture.png")
-    source = Source(viz.square(vtc.load_rgb(tmp_path / "picture.png"), 2 * viz.SIDE))
+    source = Source(pictures.square(vtc.load_rgb(tmp_path / "picture.png"), 2 * pictures.SIDE))
     found = taken(
         vlm, source, "How many objects are there?", {"tokens": 64, "match": "flops"}, [head("random"), OFF, OFF]
     )

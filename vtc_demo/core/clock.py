@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-STAGES = ("preprocess", "vision", "projector", "compression", "prefill", "decode")
+from .vocabulary import STAGES
 
 
 def synchronise(device: torch.device) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from .measures import ttft_flops
 from .method import Method
 from .tokens import Step, Trace
 
@@ -69,8 +70,13 @@ class Run:
         """Mean over LLM layers of the visual tokens entering the layer."""
         return self.trace.equivalent_tokens if self.trace else 0.0
 
+    @property
+    def ttft_flops(self) -> int:
+        """FLOPs up to and with the first token of the answer."""
+        return ttft_flops(self.flops, len(self.token_ids))
+
     def to_dict(self) -> dict:
-        """JSON-ready. tokens0: patches of the whole image, the base of every ratio.
+        """JSON-ready. tokens0: patches of the whole image, the base of every ratio. new_tokens: of the answer.
 
         cells: where several views are drawn on one grid, the places that hold a patch; the others are blank. None: all.
         soft (of a site): tokens are mixes by cross-attention; a patch's weight is its largest share in one of them.
@@ -80,6 +86,7 @@ class Run:
             "method": self.method.spec(),
             "title": self.method.card.title,
             "answer": self.answer,
+            "new_tokens": len(self.token_ids),
             "tokens0": trace.patches if trace else 0,
             "visual_tokens": self.visual_tokens,
             "schedule": self.schedule,

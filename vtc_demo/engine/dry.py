@@ -38,8 +38,7 @@ class Cost:
     @classmethod
     def of(cls, run: Run) -> Cost:
         """What a run has cost until its first token; what follows depends on the length of the answer."""
-        later = run.flops["lm_head"] * (len(run.token_ids) - 1) // len(run.token_ids) + run.flops["decode"]
-        return cls(tuple(run.trace.schedule), run.flops["total"] - later)
+        return cls(tuple(run.trace.schedule), run.ttft_flops)
 
 
 def countable(vlm: VLM, method: Method, layout: Layout) -> bool:

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from vtc_demo import engine, world
 from vtc_demo.core import environment
+from vtc_demo.core.measures import right
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
 from vtc_demo.models import VLM
@@ -20,10 +21,10 @@ from .questions import held_out
 
 
 def graded(run: Run, question: world.Question) -> tuple[bool, float]:
-    """(right, evidence): whether the answer equals the truth, all of it; the share of the evidence patches that are
+    """(right, evidence): see `measures.right`; the share of the evidence patches that are
     kept or merged at the end of the pass, nan without evidence."""
     assert run.trace is not None  # of a run without an answer
-    return run.answer == question.answer, run.trace.evidence_kept(torch.from_numpy(question.evidence))
+    return right(run.answer, question.answer), run.trace.evidence_kept(torch.from_numpy(question.evidence))
 
 
 def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: bool = True) -> dict:
@@ -40,8 +41,8 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
         for i, method in enumerate(methods):
             for q in asked:
                 run = engine.run(vlm, scene.image, q.text, method, key=key, seed=seed)
-                right, kept = graded(run, q)
-                tallies[i][q.kind].append(right)
+                hit, kept = graded(run, q)
+                tallies[i][q.kind].append(hit)
                 tokens[i].append(run.equivalent_tokens)
                 evidence[i].append(kept)
         bar.update(len(asked))

@@ -59,8 +59,7 @@ class Point:
         self.right.append(int(right))
         self.evidence.append(None if math.isnan(evidence) else round(evidence, 3))
         self.ttft_ms.append(round(run.timings["ttft"], 2))
-        first_token = run.flops["total"] - run.flops.get("decode", 0)
-        figures = (run.visual_tokens, run.equivalent_tokens, first_token, run.kv_bytes)
+        figures = (run.visual_tokens, run.equivalent_tokens, run.ttft_flops, run.kv_bytes)
         for name, value in zip(MEANS, figures, strict=True):
             self.totals[name] += value
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from vtc_demo import registry
-from vtc_demo.figures import viz
+from vtc_demo.core.units import quantity
 
 from . import paired
 
@@ -108,7 +108,7 @@ def _plain(row: dict) -> str:
 
 
 def _at(row: dict) -> list[str]:
-    return [f"{row['equivalent_tokens']:.4g}", viz.quantity(row["flops"]), share(row["all"])]
+    return [f"{row['equivalent_tokens']:.4g}", quantity(row["flops"]), share(row["all"])]
 
 
 def difference(record: dict, row: dict, other: dict) -> str:
@@ -136,13 +136,13 @@ def costs(record: dict) -> str:
 
 def _cost(record: dict, row: dict) -> list[str]:
     n, trained = record["questions"], record["zoo"].get(row["method"]["method"])
-    stage = lambda s: viz.quantity(row["samples"]["stages"][s] / n)  # noqa: E731
+    stage = lambda s: quantity(row["samples"]["stages"][s] / n)  # noqa: E731
     parameters = trained["parameters"] if trained else record["projector_parameters"]
     counts = [f"{row['final_tokens']:.4g}", f"{row['equivalent_tokens']:.4g}", f"{parameters:,}"]
-    flops = [stage("projector"), stage("compression"), stage("prefill"), viz.quantity(row["flops"])]
+    flops = [stage("projector"), stage("compression"), stage("prefill"), quantity(row["flops"])]
     time = f"{row['ttft_ms']['median']:.1f} ({row['ttft_ms']['iqr']:.1f})"
     asked = f" at {row['tokens']}" if row["tokens"] and not is_beside(row) else ""
-    return [name(row) + asked, *counts, *flops, viz.quantity(row["kv_bytes"], "B"), time]
+    return [name(row) + asked, *counts, *flops, quantity(row["kv_bytes"], "B"), time]
 
 
 # -- words ----------------------------------------------------------------------------------------------------------

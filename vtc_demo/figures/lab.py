@@ -12,34 +12,25 @@ import numpy as np
 import plotly.graph_objects as go
 
 from vtc_demo.benchmark.lab import report
+from vtc_demo.core.units import duration, quantity
+from vtc_demo.core.vocabulary import LM_HEAD
+from vtc_demo.core.vocabulary import STAGES as NAMES
 
+from .colours import OTHER
 from .sweep import FONT
-from .viz import OTHER, quantity
 
 CLEAR = "rgba(0,0,0,0)"
-STAGES = {
-    "vision": ("vision tower", "#22a35a"),
-    "projector": ("projector", "#14b8a6"),
-    "prefill": ("prefill", "#3b82f6"),
-    "lm_head": ("LM head", "#94a3b8"),
-}
-BATCHED = {"decode": ("decode step", "#d99a06"), "batched_prefill": STAGES["prefill"]}
+HUES = {"vision": "#22a35a", "projector": "#14b8a6", "prefill": "#3b82f6", "lm_head": "#94a3b8", "decode": "#d99a06"}
+STAGES = {stage: ((NAMES | {"lm_head": LM_HEAD})[stage], HUES[stage]) for stage in report.STAGES}
+BATCHED = {"decode": ("decode step", HUES["decode"]), "batched_prefill": STAGES["prefill"]}
 PHASES = {  # kind of point -> (what it is called, colour, symbol)
-    "prefill": ("decoder layer, prefill", "#3b82f6", "circle"),
-    "decode": ("decoder layer, decode step", "#d99a06", "diamond"),
-    "tower": ("vision tower layer", "#22a35a", "square"),
-    "tower full": ("vision tower layer, full attention", "#22a35a", "square-open"),
-    "projector": ("projector", "#14b8a6", "cross"),
-    "lm_head": ("LM head", "#94a3b8", "x"),
+    "prefill": ("decoder layer, prefill", HUES["prefill"], "circle"),
+    "decode": ("decoder layer, decode step", HUES["decode"], "diamond"),
+    "tower": ("vision tower layer", HUES["vision"], "square"),
+    "tower full": ("vision tower layer, full attention", HUES["vision"], "square-open"),
+    "projector": (NAMES["projector"], HUES["projector"], "cross"),
+    "lm_head": (LM_HEAD, HUES["lm_head"], "x"),
 }
-
-
-def duration(ms: float) -> str:
-    """Three digits: 843 µs, 12.3 ms, 4.56 s, 241 s."""
-    for factor, unit in ((1e3, "s"), (1.0, "ms"), (1e-3, "µs")):
-        if ms >= factor:
-            return f"{float(f'{ms / factor:.3g}'):g} {unit}"
-    return "0 ms"
 
 
 # -- bars -----------------------------------------------------------------------------------------------------------

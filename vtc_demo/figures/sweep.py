@@ -11,15 +11,13 @@ from html import escape
 
 import plotly.graph_objects as go
 
-from . import viz
+from vtc_demo.core.units import quantity
+from vtc_demo.core.vocabulary import QUANTITIES
 
-MEASURES = {"accuracy": "Accuracy", "evidence": "Evidence that survives"}
-COSTS = {
-    "final_tokens": "Visual tokens at the last LLM layer",
-    "equivalent_tokens": "Mean visual tokens per LLM layer",
-    "flops": "FLOPs up to the first token",
-    "ttft_ms": "Measured time to the first token, ms (median)",
-}
+from .colours import OTHER
+
+MEASURES = {name: QUANTITIES[name] for name in ("accuracy", "evidence")}
+COSTS = {name: QUANTITIES[name] for name in ("final_tokens", "equivalent_tokens", "flops", "ttft_ms")}
 FONT = "Inter, Segoe UI, Roboto, Noto Sans, Arial, Liberation Sans, sans-serif"
 ALL = "all"  # kinds of question together
 
@@ -73,10 +71,10 @@ def curves(
         points.sort(key=lambda point: (point[0], point[2]["tokens"] or 0))
         if points:
             name = rows[0]["method"]["method"]
-            _curve(figure, points, hues.get(name, viz.OTHER[0]), rows[0], kind, bands)
+            _curve(figure, points, hues.get(name, OTHER[0]), rows[0], kind, bands)
     full = next((row for row in record["rows"] if row["method"]["method"] == "full"), None)
     if full is not None and "full" in shown and (level := value(full, measure, kind)):
-        figure.add_hline(level[0], line={"width": 1.2, "dash": "dot", "color": hues.get("full", viz.OTHER[0])})
+        figure.add_hline(level[0], line={"width": 1.2, "dash": "dot", "color": hues.get("full", OTHER[0])})
     return _laid_out(figure, record, measure, cost_name, kind)
 
 
@@ -117,7 +115,7 @@ def hover(row: dict, kind: str) -> str:
     if kind == ALL and less:
         lines.append(f"against random {_points(less)} points")
     lines.append(f"{row['final_tokens']:.4g} tokens at the end, {row['equivalent_tokens']:.4g} on average")
-    lines.append(f"{viz.quantity(row['flops'], 'FLOPs')} · KV cache {viz.quantity(row['kv_bytes'], 'B')}")
+    lines.append(f"{quantity(row['flops'], 'FLOPs')} · KV cache {quantity(row['kv_bytes'], 'B')}")
     times = row["ttft_ms"]
     lines.append(f"first token after {times['median']:.1f} ms (IQR {times['iqr']:.1f}, {times['n']} passes)")
     return "<br>".join(lines)
@@ -185,7 +183,7 @@ def _line(
     rows: list[dict], budgets: list[int], hues: dict, measure: str, kind: str, told: bool, best: dict[int, float]
 ) -> str:
     first = rows[0]
-    hue = hues.get(first["method"]["method"], viz.OTHER[0])
+    hue = hues.get(first["method"]["method"], OTHER[0])
     name = f'<th scope="row"><span class="dot" style="--m:{hue}"></span>{escape(first["title"])}</th>'
     if first["tokens"] is None:
         whole = f"{_cell(first, measure, kind, False)} with every token"

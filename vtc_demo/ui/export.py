@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from vtc_demo.figures import viz
+from vtc_demo.figures import pictures
 
 from .source import Source
 
@@ -47,10 +47,10 @@ def _literal(value) -> str:
 def _picture(source: Source) -> list[str]:
     if source.scene is None:
         return [
-            "from vtc_demo.figures import viz",
+            "from vtc_demo.figures.pictures import square",
             "",
             "# The picture is your own and is not part of this text: put its file name here.",
-            f'image = viz.square(vtc.load_rgb("picture.png"), {2 * viz.SIDE})',
+            f'image = square(vtc.load_rgb("picture.png"), {2 * pictures.SIDE})',
         ]
     if source.seed is None:
         return [f"image = vtc.world.Scene.from_dict({_literal(source.scene.to_dict())}).image"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtc_demo.figures import viz
+from vtc_demo.figures import bars, pictures
 
 from .components import cards
 from .share import View, query
@@ -16,7 +16,7 @@ class Results:
     def __init__(self, view: View, columns: list[int], hues: dict[str, str]):
         self.view, self.columns, self.hues = view, columns, hues
         self.source, self.question = view.source, view.question
-        self.picture = viz.data_url(viz.square(view.source.image))
+        self.picture = pictures.data_url(pictures.square(view.source.image))
         self.runs: dict[int, dict] = {}  # column -> run
         self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
         self.begun = False
@@ -46,7 +46,7 @@ class Results:
             full=full,
             truth=known.answer if known else None,
             evidence=known.evidence if known else None,
-            longest=max((viz.busy_ms(r) for r in self._done()), default=0.0),
+            longest=max((bars.busy_ms(r) for r in self._done()), default=0.0),
         )
 
     def strip(self) -> str:

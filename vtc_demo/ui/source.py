@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vtc_demo import world
-from vtc_demo.figures import viz
+from vtc_demo.figures.pictures import data_url, square
 
 from . import serve
 
@@ -42,4 +42,4 @@ class Source:
 def preview(source: Source, note: str = "") -> str:
     """The chosen picture as the model is shown it. note: HTML below it."""
     text = f'<p class="vtc-note">{note}</p>' if note else ""
-    return f'<img src="{viz.data_url(viz.square(source.image))}" alt="the picture that the question is about">{text}'
+    return f'<img src="{data_url(square(source.image))}" alt="the picture that the question is about">{text}'

@@ -6,20 +6,15 @@ from html import escape
 
 import numpy as np
 
-from vtc_demo.figures import viz
+from vtc_demo.core.units import quantity
+from vtc_demo.core.vocabulary import DOING, STAGES
+from vtc_demo.figures import bars, verdicts
+from vtc_demo.figures.masks import counts, evidence_share, frames, mask, outside
 
 from . import summary
 
 LONG = 12  # characters of an answer that still fit in large type
 MARKS = {"right": "✓", "wrong": "✕", "neutral": "•", "running": ""}
-WAITING = {
-    "matching": "finding the equal cost",
-    "preprocess": "preparing the picture",
-    "vision": "looking at the picture",
-    "projector": "projecting",
-    "prefill": "reading the tokens",
-    "decode": "answering",
-}
 
 
 def card(
@@ -35,20 +30,20 @@ def card(
     if run.get("error"):
         return failed(run["error"], picture)
     times = run["timings_ms"]
-    state, remark = viz.verdict(run, truth, full)
-    busy = viz.busy_ms(run)
+    state, remark = verdicts.verdict(run, truth, full)
+    busy = bars.busy_ms(run)
     return f"""<div class="vtc-body">
-<div class="vtc-picture">{viz.mask(run, picture, evidence, run["title"])}<div class="vtc-tip" aria-hidden="true"></div>
+<div class="vtc-picture">{mask(run, picture, evidence, run["title"])}<div class="vtc-tip" aria-hidden="true"></div>
 <p class="vtc-live" aria-live="polite"></p></div>
 {_player(run)}
 {banner(state, run["answer"], remark)}
 <dl class="vtc-figures">{_figures(run, full, evidence)}</dl>
 {_matched(run)}
-<p class="vtc-caption">tokens entering each layer{_trimmed(run)}</p>{viz.layer_bars(run)}
+<p class="vtc-caption">tokens entering each layer{_trimmed(run)}</p>{bars.layer_bars(run)}
 <p class="vtc-caption">time <b>{busy:.0f} ms</b><span>{times["ttft"]:.0f} to first token</span></p>
-{viz.stage_bar(run, max(longest, busy))}
-<p class="vtc-foot"><span>FLOPs <b>{viz.quantity(run["flops"]["total"])}</b></span>
-<span title="{_cache(run)}">KV cache <b>{viz.quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
+{bars.stage_bar(run, max(longest, busy))}
+<p class="vtc-foot"><span>FLOPs <b>{quantity(run["flops"]["total"])}</b></span>
+<span title="{_cache(run)}">KV cache <b>{quantity(run["kv_bytes"], "B")}</b></span></p></div>"""
 
 
 def _matched(run: dict) -> str:
@@ -56,7 +51,7 @@ def _matched(run: dict) -> str:
     matched = run.get("matched")
     if not matched or run["method"]["method"] == "full":
         return '<p class="vtc-matched"></p>'
-    reached, target = (viz.cost(matched["match"], matched[key]) for key in ("reached", "target"))
+    reached, target = (verdicts.cost(matched["match"], matched[key]) for key in ("reached", "target"))
     if not matched["note"]:
         shown = matched["match"] == "final tokens"  # among the figures
         return f'<p class="vtc-matched">{"" if shown else f"Matched at {reached}."}</p>'
@@ -65,27 +60,27 @@ def _matched(run: dict) -> str:
 
 
 def _trimmed(run: dict) -> str:
-    return '<span class="trimmed">left the cache</span>' if viz.trims_cache(run) else ""
+    return '<span class="trimmed">left the cache</span>' if bars.trims_cache(run) else ""
 
 
 def _cache(run: dict) -> str:
     """Bytes of the cache by layer: every layer has entries of one size."""
     lengths = run["kv_lengths"]
-    if viz.beside(run):
+    if outside(run):
         return f"{lengths[0]} entries in every layer, and what layers hold of the picture beside the sequence"
     one = run["kv_bytes"] / max(sum(lengths), 1)
-    return "; ".join(f"layer {k}: {n} entries, {viz.quantity(n * one, 'B')}" for k, n in enumerate(lengths))
+    return "; ".join(f"layer {k}: {n} entries, {quantity(n * one, 'B')}" for k, n in enumerate(lengths))
 
 
 def _player(run: dict) -> str:
-    frames = viz.frames(run)
-    last = len(frames) - 1
-    kept = viz.counts(run["sites"][-1], viz.beside(run)) if run["sites"] else "every patch kept"
+    stops = frames(run)
+    last = len(stops) - 1
+    kept = counts(run["sites"][-1], outside(run)) if run["sites"] else "every patch kept"
     return (
         '<div class="vtc-player"><button type="button" class="vtc-play" aria-label="Play the pass">▶</button>'
         f'<input type="range" class="vtc-site" min="0" max="{last}" step="1" value="{last}" '
-        f'aria-label="Place in the pass" aria-valuetext="{escape(frames[-1]["label"])}">'
-        f"<output>{escape(frames[-1]['label'])}</output></div>"
+        f'aria-label="Place in the pass" aria-valuetext="{escape(stops[-1]["label"])}">'
+        f"<output>{escape(stops[-1]['label'])}</output></div>"
         f'<p class="vtc-counts">{kept}</p>'
     )
 
@@ -109,10 +104,10 @@ def _figures(run: dict, full: dict | None, evidence: np.ndarray | None) -> str:
         ms, note = f"{run['timings_ms']['ttft']:.0f}<small> ms</small>", "the reference" if full is run else ""
         boxes.append(_figure("first token", ms, note, "time to first token, measured in one pass"))
     else:
-        gain, expected = viz.speedup(run, full)
+        gain, expected = verdicts.speedup(run, full)
         note = "time to first token: the full model's over this one's, measured in one pass; expected from FLOPs"
         boxes.append(_figure("first token", f"{gain:.1f}×", f"expected {expected:.1f}×", note))
-    share = None if evidence is None else viz.evidence_share(run, evidence)
+    share = None if evidence is None else evidence_share(run, evidence)
     if share is not None:
         note = "share of the patches that carry the answer, kept or merged where the slider stands"
         boxes.append(_figure("evidence", f'<span class="vtc-share">{share:.0%}</span>', "kept", note))
@@ -137,7 +132,7 @@ def running(picture: str, stage: str = "", text: str = "") -> str:
     return f"""<div class="vtc-body is-running" aria-busy="true">
 <div class="vtc-picture"><img src="{escape(picture)}" alt=""></div>
 <div class="vtc-progress{" go" if stage else ""}"></div>
-{banner("running", text, WAITING.get(stage, stage or "waiting"))}
+{banner("running", text, DOING.get(stage, stage or "waiting"))}
 {bones}</div>"""
 
 
@@ -156,7 +151,7 @@ LEGEND = (
 )
 STAGE_LEGEND = (
     '<ul class="vtc-legend stages">'
-    + "".join(f'<li class="vtc-stage-{k}">{name}</li>' for k, name in viz.STAGES.items())
+    + "".join(f'<li class="vtc-stage-{k}">{name}</li>' for k, name in STAGES.items())
     + "</ul>"
 )
 

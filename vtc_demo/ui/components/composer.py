@@ -17,7 +17,7 @@ import gradio as gr
 from PIL import Image
 
 from vtc_demo import world
-from vtc_demo.figures import viz
+from vtc_demo.figures import pictures
 from vtc_demo.world.render import card_size, cutout
 from vtc_demo.world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
 
@@ -111,7 +111,7 @@ def paint(draft: object) -> dict:
     try:
         scene = tidy(draft)
         card = scene.tag and scene.tag.box
-        return {"picture": viz.data_url(scene.image), "scene": scene.to_dict(), "card": card, "note": _note(scene)}
+        return {"picture": pictures.data_url(scene.image), "scene": scene.to_dict(), "card": card, "note": _note(scene)}
     except ValueError as error:
         text = str(error)
         return {"error": f"{text[:1].upper()}{text[1:]}."}
@@ -160,7 +160,7 @@ def _kit() -> dict:
     grounds = {name: world.Scene(background=world.Background(name, seed=3)).image for name in world.PATTERNS}
     return {
         "sheet": "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode(),
-        "patterns": {name: viz.data_url(image.crop((0, 0, 112, 112))) for name, image in grounds.items()},
+        "patterns": {name: pictures.data_url(image.crop((0, 0, 112, 112))) for name, image in grounds.items()},
     }
 
 

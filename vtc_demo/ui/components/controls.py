@@ -14,6 +14,7 @@ from itertools import groupby
 import gradio as gr
 
 from vtc_demo.comparison.matching import MATCHES
+from vtc_demo.core.vocabulary import SITES
 from vtc_demo.evaluation.findings import finding
 
 from ..share import fewest
@@ -29,15 +30,6 @@ WAYS = {
 
 ONE_LINE = 15  # characters of a title that fit into the head of one of four cards
 APART = "A column has its own number: each method is run at its plain share of the tokens, and may end with fewer."
-
-PLACES = {
-    "input_image": "input",
-    "vision_layer": "encoder",
-    "projector": "projector",
-    "llm_input": "LLM input",
-    "llm_layer": "LLM",
-    "kv_cache": "cache",
-}
 
 
 def control(name: str, value, markup: str, **props) -> gr.HTML:
@@ -150,7 +142,7 @@ def entry(card, parameters: list[dict]) -> dict:
     """What the script needs of one method."""
     return {
         "title": card.title,
-        "kind": " · ".join([card.family.removeprefix("pruning by "), *(PLACES.get(s, s) for s in card.sites)]),
+        "kind": " · ".join([card.family.removeprefix("pruning by "), *(SITES[site].short for site in card.sites)]),
         "summary": card.summary,
         "facts": _facts(card),
         "retention": any(p["name"] == "retention" for p in parameters),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from html import escape
 
-from vtc_demo.figures import viz
+from vtc_demo.core.measures import right
+from vtc_demo.core.units import quantity
+from vtc_demo.figures import colours, verdicts
 
 
 def sentence(runs: list[dict], hues: dict[str, str], truth: str | None) -> tuple[str, str]:
@@ -19,9 +21,7 @@ def sentence(runs: list[dict], hues: dict[str, str], truth: str | None) -> tuple
 def _full_alone(full: dict | None, truth: str | None) -> str:
     if full is None:
         return ""
-    known = (
-        "" if truth is None else ", which is right" if viz.same(full["answer"], truth) else f"; the truth is {truth}"
-    )
+    known = "" if truth is None else ", which is right" if right(full["answer"], truth) else f"; the truth is {truth}"
     return f'The full model answers <b translate="no">{escape(full["answer"])}</b>{escape(known)}.'
 
 
@@ -30,7 +30,7 @@ def _budget(runs: list[dict]) -> str:
     match = (runs[0].get("matched") or {}).get("match")
     total = max(r["tokens0"] for r in runs)
     if match == "flops":
-        costs = [viz.quantity(f, "FLOPs") for f in sorted(r["matched"]["reached"] for r in runs)]
+        costs = [quantity(f, "FLOPs") for f in sorted(r["matched"]["reached"] for r in runs)]
         return f"<b>{_span(costs)}</b>"
     if match == "equivalent tokens":
         tokens = sorted(r["equivalent_tokens"] for r in runs)
@@ -48,17 +48,17 @@ def _answers(runs: list[dict], full: dict | None, hues: dict[str, str], truth: s
     wanted = truth if truth is not None else full["answer"] if full else None
     if wanted is None:
         return " and ".join(f"{_name(r, hues)} answers {escape(r['answer'])}" for r in runs)
-    good = [r for r in runs if viz.same(r["answer"], wanted)]
+    good = [r for r in runs if right(r["answer"], wanted)]
     bad = [r for r in runs if r not in good]
-    lost = full is not None and truth is not None and not viz.same(full["answer"], truth)
-    right, wrong = ("right", "wrong") if truth is not None else ("as the full model does", "differently")
+    lost = full is not None and truth is not None and not right(full["answer"], truth)
+    well, ill = ("right", "wrong") if truth is not None else ("as the full model does", "differently")
     parts = []
     if good:
-        parts.append(f"{_names(good, hues)} {'' if lost else 'still '}{_s('answer', good)} {right}")
+        parts.append(f"{_names(good, hues)} {'' if lost else 'still '}{_s('answer', good)} {well}")
     if bad and good:
         parts.append(f"{_names(bad, hues)} {'does' if _one(bad) else 'do'} not")
     elif bad:
-        parts.append(f"{_names(bad, hues)} {_s('answer', bad)} {wrong}")
+        parts.append(f"{_names(bad, hues)} {_s('answer', bad)} {ill}")
         if full is not None and truth is not None and not lost:
             parts.append("the full model is right")
     return "; ".join(parts) + (". The full model itself is wrong here" if lost else "")
@@ -68,7 +68,7 @@ def _time(runs: list[dict], full: dict | None, hues: dict[str, str]) -> str:
     """How the time to the first token changes, and what keeps it from falling as the tokens do."""
     if full is None:
         return ""
-    gains, expected = zip(*(viz.speedup(r, full) for r in runs))
+    gains, expected = zip(*(verdicts.speedup(r, full) for r in runs))
     fewer = full["visual_tokens"] / max(1, *(r["visual_tokens"] for r in runs))
     times = full["timings_ms"]
     vision = (times.get("preprocess", 0) + times.get("vision", 0)) / max(times["ttft"], 1e-9)
@@ -88,7 +88,7 @@ def _times(factors) -> str:
 
 
 def _name(run: dict, hues: dict[str, str]) -> str:
-    hue = hues.get(run["method"]["method"], viz.OTHER[0])
+    hue = hues.get(run["method"]["method"], colours.OTHER[0])
     return f'<b class="vtc-name" translate="no" style="--m:{hue}">{escape(run["title"])}</b>'
 
 

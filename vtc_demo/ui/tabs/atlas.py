@@ -12,14 +12,14 @@ import gradio as gr
 
 from vtc_demo import registry
 from vtc_demo.atlas import papers as atlas
-from vtc_demo.core.tokens import SITE_ORDER
+from vtc_demo.core.vocabulary import SITES
 from vtc_demo.evaluation.findings import finding
-from vtc_demo.figures import viz
+from vtc_demo.figures.colours import OTHER, PALETTE
 
 from ..components import controls
 
 NOWHERE = "none"  # the place of papers that reduce nothing inside a vision-language model
-PLACES = {**controls.PLACES, "input_image": "image", "llm_layer": "LLM layers", NOWHERE: "none"}
+PLACES = {site: words.place for site, words in SITES.items()} | {NOWHERE: "none"}
 NEUTRAL = ("adjacent", "benchmark/position", "backbone design")  # families that are no compression method: grey
 GREY = "#94a3b8"
 TRAINING = {"yes": "training-free", "no": "trained", "open": "either or neither"}
@@ -39,16 +39,16 @@ def build(model: str = "embedded") -> None:
         {"name": name, "about": about, "hue": hue}
         for (name, about), hue in zip(book.families.items(), hues(book.families).values())
     ]
-    places = [{"name": site, "title": PLACES[site]} for site in (*SITE_ORDER, NOWHERE)]
+    places = [{"name": site, "title": title} for site, title in PLACES.items()]
     with gr.Column(elem_classes="vtc-atlas-page"):
         controls.control("atlas", {}, _markup(book, record), papers=record, families=families, places=places)
 
 
 def hues(families: dict[str, str]) -> dict[str, str]:
     """Family -> colour, that of its methods where it has any."""
-    spare = cycle(viz.OTHER)
-    colour = lambda name: GREY if name in NEUTRAL else viz.PALETTE[name][0] if name in viz.PALETTE else next(spare)  # noqa: E731
-    return {name: colour(name) for name in families}
+    spare, own = cycle(OTHER), {family: shades[0] for family, shades in PALETTE.items()}
+    own |= dict.fromkeys(NEUTRAL, GREY)
+    return {name: own[name] if name in own else next(spare) for name in families}
 
 
 def papers(book: atlas.Atlas, cards: list) -> list[dict]:
@@ -94,7 +94,7 @@ def _method(card) -> dict:
 # -- the frame that the script fills ----------------------------------------------------------------------------------
 def _markup(book: atlas.Atlas, record: list[dict]) -> str:
     years = sorted({p["month"][:4] for p in record}, reverse=True)
-    used = [s for s in (*SITE_ORDER, NOWHERE) if any(s in p["sites"] for p in record)]
+    used = [s for s in PLACES if any(s in p["sites"] for p in record)]
     states = [s for s in (atlas.RUNS, *dict.fromkeys(atlas.PLANS.values())) if any(p["here"] == s for p in record)]
     choices = (
         ("family", "Family", {f: f for f in book.families}),

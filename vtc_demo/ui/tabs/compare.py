@@ -10,7 +10,7 @@ import gradio as gr
 
 from vtc_demo import registry
 from vtc_demo.core.images import load_rgb
-from vtc_demo.figures import viz
+from vtc_demo.figures import colours, pictures
 
 from .. import export, share
 from ..components import cards, composer, controls
@@ -38,7 +38,7 @@ class Compare:
     def __init__(self, stream, total: int, small_world: bool, model: str = "embedded"):
         self.stream, self.total, self.small_world, self.model = stream, total, small_world, model
         self.cards = registry.suiting(model)
-        self.hues = viz.colours(self.cards)
+        self.hues = colours.colours(self.cards)
         self.seconds = 0.0  # of the last whole comparison
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class Compare:
 
     def upload(self, path: str):
         try:
-            source = Source(viz.square(load_rgb(path), 2 * viz.SIDE))
+            source = Source(pictures.square(load_rgb(path), 2 * pictures.SIDE))
         except ValueError as error:
             return self._refused(error)
         return self._chosen(source, UPLOADED if self.small_world else "")
@@ -177,7 +177,7 @@ class Compare:
                 with gr.Column(elem_classes="vtc-panel"):
                     gr.HTML('<h2 class="vtc-h">Picture</h2>', apply_default_css=False)
                     shown = gr.HTML(preview(source), apply_default_css=False, elem_id="vtc-preview")
-                    urls = [(s, viz.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
+                    urls = [(s, pictures.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
                     picker = controls.pictures(urls, SCENES[0])
                     composing = composer.Composer()
                     with gr.Row(elem_classes="vtc-sources"):

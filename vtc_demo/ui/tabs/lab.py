@@ -20,8 +20,8 @@ from vtc_demo.benchmark import lab
 from vtc_demo.benchmark.lab import report
 from vtc_demo.benchmark.lab.settings import prompt_batches
 from vtc_demo.core.assets import MEASUREMENTS
+from vtc_demo.figures import colours
 from vtc_demo.figures import lab as figures_lab
-from vtc_demo.figures import viz
 
 from .. import serve
 from ..components import controls
@@ -68,7 +68,7 @@ class Lab:
     def __init__(self, run):
         self.run = run
         self.cards = [card for card in lab.offered() if card.name != "full"]
-        self.hues = viz.colours(registry.list_methods())
+        self.hues = colours.colours(registry.list_methods())
         self.recorded = recorded()
 
     # -- reading what the page sends ------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import gradio as gr
 from vtc_demo import registry, world
 from vtc_demo.core.assets import MEASUREMENTS
 from vtc_demo.evaluation import records, sweep
+from vtc_demo.figures import colours
 from vtc_demo.figures import sweep as figures_sweep
-from vtc_demo.figures import viz
 
 from .. import serve
 from ..components import controls
@@ -71,7 +71,7 @@ class Sweep:
     def __init__(self, run, patches: int, model: str = "embedded"):
         self.run, self.patches, self.model = run, patches, model
         self.cards = registry.suiting(model)
-        self.hues = viz.colours(self.cards)
+        self.hues = colours.colours(self.cards)
         self.recorded = records.read(RECORD) if RECORD.exists() else None
 
     # -- reading what the page sends ------------------------------------------------------------------------------
