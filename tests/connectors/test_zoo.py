@@ -16,6 +16,7 @@ from vtc_demo.benchmark import bench
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
+from vtc_demo.core.flop_counting import cpu_attention
 from vtc_demo.core.tokens import Site
 from vtc_demo.evaluation.sweep import sweep as vtc_sweep
 from vtc_demo.methods import contract
@@ -211,17 +212,12 @@ def test_training_hides_from_a_question_what_the_engine_drops(vlm, trained):
 
 
 # -- what a run reports ---------------------------------------------------------------------------------------------
-def count_attention(q, k, v, *args, out_shape=None, **kwargs):
-    batch, heads, rows, dim = q
-    return 2 * batch * heads * rows * k[-2] * (dim + v[-1])
-
-
 @each
 def test_flops_are_those_that_the_counter_sees(vlm, name):
     chosen = method(name)
     store.fit(vlm, chosen).connector.requires_grad_(False)
     vlm.model.requires_grad_(False), store.fit(vlm, chosen).model.requires_grad_(False)
-    every = {op: count_attention for op in NO_KERNELS}
+    every = {op: cpu_attention for op in NO_KERNELS}
     with FlopCounterMode(display=False, custom_mapping=every) as mode:
         run = answer(vlm, chosen)
     spec, text = vlm.spec, run.kv_lengths[-1] - run.trace.schedule[-1]

@@ -1,21 +1,16 @@
-"""Counting the FLOPs of what runs, with the kernels that torch's counter does not know, or without any kernel."""
+"""torch's counter, which tells modules apart, with the kernels that it does not know, or without any kernel."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-
-def count_cpu_attention(q, k, v, *args, out_shape=None, **kwargs):
-    """The CPU kernel that the counter does not know; q, k, v arrive as shapes [B, heads, tokens, head_dim]."""
-    batch, heads, rows, dim = q
-    return 2 * batch * heads * rows * k[-2] * (dim + v[-1])
+from vtc_demo.core.flop_counting import CPU_ATTENTION
 
 
 def counter() -> FlopCounterMode:
-    op = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-    if op is None:
+    if not CPU_ATTENTION:
         pytest.skip("this torch has no CPU flash attention operator to count")
-    return FlopCounterMode(display=False, custom_mapping={op: count_cpu_attention})
+    return FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION)
 
 
 def _none(*args, **kwargs):
@@ -23,7 +18,5 @@ def _none(*args, **kwargs):
 
 
 NO_KERNELS = {
-    op: _none
-    for name in ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention")
-    if (op := getattr(torch.ops.aten, name, None)) is not None
+    op: _none for op in (*CPU_ATTENTION, getattr(torch.ops.aten, "_scaled_dot_product_flash_attention", None)) if op
 }

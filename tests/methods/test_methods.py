@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import shutil
+from dataclasses import dataclass
 from functools import cache
 from math import isqrt
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,7 +15,10 @@ import torch
 
 from vtc_demo import methods, registry
 from vtc_demo.core import operations as common
+from vtc_demo.core.card import Card
+from vtc_demo.core.flop_counting import FlopCounter
 from vtc_demo.core.method import Method
+from vtc_demo.core.parameters import param
 from vtc_demo.core.tokens import Site
 from vtc_demo.methods import contract
 from vtc_demo.methods.baselines import pool, uniform
@@ -94,6 +99,69 @@ def test_the_sync_detector_detects():
     for sync in (lambda t: t.sum().item(), lambda t: bool(t[0] > 0), lambda t: t[t > 0], lambda t: t[t.argmax()]):
         with pytest.raises(contract.Broken, match="GPU wait"), contract.NoSync():
             sync(torch.randn(4))
+
+
+@dataclass(frozen=True)
+class Forgetful(Method):
+    """Declares a part of what it computes."""
+
+    card: ClassVar[Card] = Card("forgetful", "", "", "", ("llm_input",), "baseline")
+    work: str = param("pairs", "", choices=("pairs", "distances", "squares", "spectrum", "spread"))
+    declared: ClassVar[str] = ""
+
+    def sites(self, shape):
+        return (Site("llm_input"),)
+
+    def reduce(self, context):
+        x = context.hidden
+        {
+            "pairs": lambda: x @ x.T,
+            "distances": lambda: torch.cdist(x, x),
+            "squares": lambda: (x * x).sum(1),
+            "spectrum": lambda: torch.fft.rfft(x, dim=0),
+            "spread": lambda: torch.linalg.svd(x, full_matrices=False),
+        }[self.work]()
+
+    def overhead_flops(self, context):
+        n, dim = context.hidden.shape
+        return {"pairs": 2 * n * n * dim, "squares": 2 * n * dim}[self.work] if self.work == self.declared else 0
+
+
+@pytest.mark.parametrize("work", ["pairs", "distances", "squares", "spectrum", "spread"])
+def test_undeclared_arithmetic_is_refused(work, monkeypatch):
+    monkeypatch.setattr(contract, "_workloads", lambda cls: [(cls(work=work), SHAPE, 16)])
+    (finding,) = [f for f in contract.check(Forgetful) if f.check == "overhead"]
+    assert "declares 0 FLOPs, but the hook computes" in finding.message and "at llm_input" in finding.message
+
+
+@pytest.mark.parametrize("work", ["pairs", "squares"])
+def test_declared_arithmetic_passes(work, monkeypatch):
+    monkeypatch.setattr(contract, "_workloads", lambda cls: [(cls(work=work), SHAPE, 16)])
+    monkeypatch.setattr(Forgetful, "declared", work)
+    assert [f for f in contract.check(Forgetful) if f.check == "overhead"] == []
+
+
+def test_every_choice_and_switch_is_held_to_its_declaration():
+    works = {method.work for method, *_ in contract._workloads(Forgetful)}
+    assert works == {"pairs", "distances", "squares", "spectrum", "spread"}
+    assert {(shape.has_cls, shape.grid) for _, shape, _ in contract._workloads(Forgetful)} == {
+        (cls, grid) for cls in (True, False) for grid, _ in contract.WORKLOADS
+    }
+    assert {method.retention for method, *_ in contract._workloads(Forgetful)} == {0.01, 0.25, 0.6, 1.0}
+
+
+@each
+def test_declared_overhead_is_not_far_above_the_count(name):
+    """A method that declares too much would lose every comparison at equal FLOPs."""
+    for method, shape, size in contract._workloads(registry.get(name)):
+
+        def held(hook, context, method=method):
+            with FlopCounter() as counter:
+                reduction = hook(context)
+            assert method.overhead_flops(context) <= 1.5 * counter.flops + contract.SLACK * len(context.hidden)
+            return reduction
+
+        rehearse(method, shape, held, size)
 
 
 # -- resolve and the registry ---------------------------------------------------------------------------------------
@@ -243,9 +311,7 @@ def test_pool_by_hand():
     reduction = pool.average((3, 4), 1, 2)
     assert reduction.anchor.tolist() == [4, 6]
     assert reduction.dense()[0].nonzero().flatten().tolist() == [0, 1, 4, 5, 8, 9]
-    assert (
-        methods.Pool(retention=0.25).overhead_flops(Site("llm_input"), 48, 10, SHAPE) == 2 * 48 * 10
-    )  # 3 x 4 of 6 x 8
+    assert reduction.flops(10) == 2 * 12 * 10
 
 
 def test_grid_methods_refuse_tokens_that_are_not_the_grid():
@@ -307,9 +373,9 @@ def test_visionzip_corner_cases():
 
 
 def test_visionzip_overhead_by_hand():
-    shape = dataclasses.replace(SHAPE, vision_heads=2)  # 48 patches, keep 12 = 10 + 2, 39 others, head size 4
-    flops = methods.VisionZip().overhead_flops(Site("projector"), 49, 8, shape)
-    assert flops == 49 * 8 + 2 * 37 * 2 * 4 + 3 * 39 * 4 + 2 * 49 * 8
+    shape = dataclasses.replace(SHAPE, vision_heads=2)  # 48 patches, keep 12 = 10 + 2, 37 others, head size 4
+    context = SeededContext(Site("projector"), shape, 48, 49, extra=1)
+    assert methods.VisionZip().overhead_flops(context) == 49 + 49 * 8 + 3 * 49 * 4 + 2 * 37 * 2 * 4
 
 
 def slow_divprune(tokens, keep):
@@ -339,8 +405,8 @@ def test_divprune_corner_cases():
     assert divprune.farthest_first(torch.zeros(1, 1), 1).tolist() == [0]
     half = divprune.cosine_distance(torch.randn(4, 8).bfloat16())
     assert half.dtype == torch.float32
-    flops = methods.DivPrune(retention=0.25).overhead_flops(Site("llm_input"), 8, 10, SHAPE)
-    assert flops == 2 * 8 * 8 * 10 + 3 * 8 * 10 + 8 * 8 + 2 * 8
+    context = SeededContext(Site("llm_input"), SHAPE, 48, 48)
+    assert methods.DivPrune().overhead_flops(context) == 2 * 48 * 48 * 8 + 3 * 48 * 8 + 48 * 48
 
 
 def test_fastv_by_hand():

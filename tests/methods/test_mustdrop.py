@@ -9,6 +9,7 @@ import torch
 from vtc_demo import engine, methods
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Site
+from vtc_demo.methods.contract import HEADS, SIZE, TEXT, SeededContext
 from vtc_demo.methods.several import mustdrop
 
 tensor = torch.tensor
@@ -252,6 +253,9 @@ def test_runs_leave_no_state_behind(vlm):
 
 def test_own_work_by_hand():
     shape = ModelShape((4, 4), 14, 4, 2, 8, True)
-    method = methods.MustDrop(window=2)
-    assert method.overhead_flops(Site("vision_layer", 1), 17, 8, shape) == 3 * 17 * 8 + 2 * 4 * 16 * 8 + 2 * 17 * 8
-    assert method.overhead_flops(Site("kv_cache"), 17, 8, shape) == 0
+    method, n, width = methods.MustDrop(window=2), 17, HEADS * SIZE
+    at = lambda *site: method.overhead_flops(SeededContext(Site(*site), shape, 16, n, 1))  # noqa: E731
+    squares, pairs = 2 * 16 * width, 2 * 4 * 4 * 4 * width + 4 * 4 * 4  # 4 windows of 4 patches; sums over both
+    assert at("vision_layer", 1) == 3 * 16 * width + pairs + squares
+    assert (at("projector"), at("kv_cache")) == (n, 0)
+    assert at("llm_layer", 1) == sum(TEXT) * n

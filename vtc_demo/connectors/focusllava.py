@@ -167,13 +167,13 @@ class FocusLLaVA(Trained):
     def sites(self, shape):
         return (Site("projector"), *(Site("llm_layer", k) for k in boundaries(shape.llm_layers)))
 
-    def reduce(self, view):
-        if view.site.kind == "projector":
+    def reduce(self, context):
+        if context.site.kind == "projector":
             return None
-        cuts = boundaries(view.shape.llm_layers)
-        n, stage = view.hidden.shape[0], 1 + cuts.index(view.site.layer)
-        keep = keep_count(view.base, self.keep(view.shape.patches), stage, len(cuts))
+        cuts = boundaries(context.shape.llm_layers)
+        n, stage = context.hidden.shape[0], 1 + cuts.index(context.site.layer)
+        keep = keep_count(context.base, self.keep(context.shape.patches), stage, len(cuts))
         if keep >= n:
             return None
-        scores = view.attention("after", heads="mean").mean(0)[view.visual]  # how much the question looks at each
-        return Reduction.select(top(scores, max(1, keep)), n)
+        looks = context.attention("after", heads="mean").mean(0)[context.visual]  # of the question at each, [n]
+        return Reduction.select(top(looks, max(1, keep)), n)

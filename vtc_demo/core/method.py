@@ -112,11 +112,12 @@ class Method(ABC):
         """First decoder layer whose cache, at `kv_cache`, also loses what later layers dropped; None: no layer."""
         return None
 
-    def overhead_flops(self, site: Site, n: int, dim: int, shape: ModelShape) -> int:
-        """FLOPs (2 per multiply-add) of the method's own arithmetic at a site with n tokens of width dim.
+    def overhead_flops(self, context: HookContext) -> int:
+        """FLOPs (2 per multiply-add) of what `reduce` computes with this context, from shapes and settings alone.
 
-        The weighted sum of a merge is included; attention rows and keys that the context computed are booked by the
-        engine. Sorting and averaging of scores count as nothing.
+        The engine books the rest: attention, logits and keys that the context was asked for, and the weighted sum of a
+        merge. The contract runs `reduce` under `core.flop_counting.FlopCounter` and refuses a declaration below its
+        count; a few operations per token, such as scaling or averaging scores, need none.
         """
         return 0
 

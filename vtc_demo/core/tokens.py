@@ -103,6 +103,10 @@ class Reduction:
     def is_selection(self) -> bool:
         return self.weight is None
 
+    def flops(self, width: int) -> int:
+        """Of `apply` to tokens of that width: a multiply-add per entry and channel, nothing for a selection."""
+        return 0 if self.is_selection else 2 * self.new.shape[0] * width
+
     def apply(self, tokens: Tensor) -> Tensor:
         """tokens [..., n, C] -> [..., m, C] in the dtype of `tokens` (merging accumulates in float32)."""
         if tokens.shape[-2] != self.n:

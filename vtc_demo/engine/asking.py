@@ -103,6 +103,7 @@ class Asking:
         else:
             reduction = self._ask(site, hidden, self.shape, None, **state)
         if reduction is not None:
+            self.overhead += reduction.flops(hidden.shape[1])
             reduction = in_order(reduction) if ordered else reduction
             self.trace.add(site, reduction, self.method.inside and site.layer is not None)
         self.watch.enter(stage)
@@ -112,8 +113,8 @@ class Asking:
         state = {"base": self.base, "seed": self.seed, "trace": self.trace} | state
         view = SiteContext(site, shape, hidden, memory=self.memory[index], **state)
         reduction = self.method.reduce(view)
-        n, width = hidden.shape
-        self.overhead += view.spent + self.method.overhead_flops(site, n, width, shape)
+        n = hidden.shape[0]
+        self.overhead += view.spent + self.method.overhead_flops(view)
         if reduction is None:
             return None
         if not isinstance(reduction, Reduction) or reduction.n != n:

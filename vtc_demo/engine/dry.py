@@ -94,6 +94,7 @@ class DryPass(Pass):
             self._ask(site, hidden, self.shape, None, **state)  # for what it notes and what it costs
         reduction = self.replay.get(site)
         if reduction is not None:
+            self.overhead += reduction.flops(hidden.shape[1])
             self.trace.add(site, reduction, self.method.inside and site.layer is not None)
         return reduction
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vtc_demo.core.flop_counting import FlopCounter, uncounted
 from vtc_demo.core.method import Method
 from vtc_demo.core.operations import others
 from vtc_demo.core.parameters import build, declared
@@ -28,8 +29,10 @@ from vtc_demo.core.tokens import Reduction, Site
 
 SHAPE = ModelShape(grid=(6, 8), patch_size=14, vision_layers=4, feature_layer=2, llm_layers=8, has_cls=True)
 RETENTIONS = (0.01, 0.25, 0.6, 1.0)
+WORKLOADS = (((6, 8), 16), ((10, 12), 32))  # grids and head sizes at which overhead is counted
 BAD_RETENTIONS = (0, -0.1, 1.01, float("nan"), float("inf"), "0.5", None, True, 10**400)
 HEADS, SIZE, TEXT = 2, 4, (3, 5)  # heads, head size, text tokens before and after the image
+SLACK = 16  # FLOPs per token of the sequence that need no declaration: scaling and averaging of scores, weights
 
 
 class Broken(Exception):
@@ -59,21 +62,24 @@ class SeededContext:
     n: int
     extra: int = 0
     seed: int = 0
+    size: int = SIZE
     memory: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    @uncounted()
     def tensors(self) -> dict[str, Tensor]:
         """sequence [S, C], weights [previous or next layer, q or k, C, C], visual [n], hidden [n, C]."""
         generator = torch.Generator().manual_seed(7 + self.seed)
-        width, length = HEADS * SIZE, self.n + (sum(TEXT) if self.in_llm else 0)
+        width, length = HEADS * self.size, self.n + (sum(TEXT) if self.in_llm else 0)
         sequence = torch.randn(length, width, generator=generator)
         weights = torch.randn(2, 2, width, width, generator=generator)
+        weights *= (SIZE / self.size) ** 0.5  # so that queries and keys are as large at every size
         visual = torch.arange(self.n) + (TEXT[0] if self.in_llm else 0)
         return {"sequence": sequence, "weights": weights, "visual": visual, "hidden": sequence[visual].clone()}
 
     @property
     def in_llm(self) -> bool:
-        return self.site.kind == "llm_layer"
+        return self.site.kind in ("llm_layer", "kv_cache")
 
     @property
     def hidden(self) -> Tensor:
@@ -99,25 +105,32 @@ class SeededContext:
     def sizes(self) -> Tensor:
         return torch.ones(self.n, dtype=torch.long)
 
+    @uncounted()
     def attention(self, rows="last", *, of="previous", heads="all") -> Tensor:
         found = self._rows(rows, of, softmax=True)
         return found if heads == "all" else found.mean(0)
 
+    @uncounted()
+    def received(self, *, of="previous") -> Tensor:
+        return self._rows("all", of, softmax=True).mean((0, 1))
+
+    @uncounted()
     def logits(self, rows="last", *, of="previous") -> Tensor:
         return self._rows(rows, of, softmax=False).mean(0)
 
+    @uncounted()
     def keys(self) -> Tensor:
         return self._heads(0, 1)
 
     def _heads(self, which: int, part: int) -> Tensor:
         x = self.tensors["sequence"] @ self.tensors["weights"][which, part]
-        return x.view(-1, HEADS, SIZE).transpose(0, 1)  # [heads, S, d]
+        return x.view(-1, HEADS, self.size).transpose(0, 1)  # [heads, S, d]
 
     def _rows(self, rows, of: str, softmax: bool) -> Tensor:
         which = ("previous", "next").index(of)
         if isinstance(rows, str) and rows == "cls" and not self.extra:
             raise ValueError("no CLS token")
-        logits = self._heads(which, 0) @ self._heads(which, 1).transpose(1, 2) / SIZE**0.5
+        logits = self._heads(which, 0) @ self._heads(which, 1).transpose(1, 2) / self.size**0.5
         if self.in_llm and softmax:
             logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
         full = torch.softmax(logits, -1) if softmax else logits
@@ -126,18 +139,22 @@ class SeededContext:
         return full[:, named[rows] if isinstance(rows, str) else rows]
 
 
-def rehearse(method: Method, shape: ModelShape = SHAPE, around=lambda hook, context: hook(context)) -> list:
+def rehearse(
+    method: Method, shape: ModelShape = SHAPE, around=lambda hook, context: hook(context), size: int = SIZE
+) -> list:
     """What the method answers at each of its sites: Reductions, or None. Every context has the tokens that are left.
 
-    `around(hook, context)` may watch each call. CLS leaves with the encoder, as in the engine. Raises Broken with the
-    site, the number of tokens and the line of the file where a hook broke off.
+    `around(hook, context)` may watch each call. size: of a head. CLS leaves with the encoder, as in the engine.
+    Raises Broken with the site, the number of tokens and the line of the file where a hook broke off.
     """
-    extra = int(shape.has_cls)
+    extra, entered = int(shape.has_cls), None  # entered: visual tokens that came to the language model
     n, out, memory = shape.patches + extra, [], {}
     for site in _sites(method, shape):
         if site.kind not in ("vision_layer", "projector"):
             n, extra = n - extra, 0
-        context = SeededContext(site, shape, shape.patches, n, extra, memory=memory)
+        if site.kind == "llm_layer" and entered is None:
+            entered = n
+        context = SeededContext(site, shape, entered or shape.patches, n, extra, size=size, memory=memory)
         try:
             out.append(around(method.reduce, context))
         except Exception as error:
@@ -283,13 +300,54 @@ def bad_retention_is_refused(cls: type[Method]) -> Iterator[str]:
             yield f"retention={bad!r} is accepted"
 
 
-def overhead_is_a_count(cls: type[Method]) -> Iterator[str]:
-    """overhead_flops gives a whole number, 0 or more."""
-    method = cls()
-    for site in _sites(method, SHAPE):
-        flops = method.overhead_flops(site, SHAPE.patches + 1, 16, SHAPE)
-        if not isinstance(flops, int) or isinstance(flops, bool) or flops < 0:
-            yield f"overhead_flops gives {flops!r} at {site}; it must be a whole number, 0 or more"
+def overhead_is_declared(cls: type[Method]) -> None:
+    """overhead_flops gives a whole number that is no lower than what a counter sees in the hook, at every setting."""
+    for method, shape, size in _workloads(cls):
+
+        def counted(hook, context, method=method):
+            with FlopCounter() as counter:
+                reduction = hook(context)
+            tokens = context.n + (sum(TEXT) if context.in_llm else 0)
+            fault = undeclared(method.overhead_flops(context), counter, SLACK * tokens)
+            if fault:
+                raise Broken(f"{fault} (tokens of width {context.hidden.shape[1]}, {method.spec()})")
+            return reduction
+
+        rehearse(method, shape, counted, size)
+
+
+def undeclared(declared: int, counter: FlopCounter, slack: int) -> str:
+    """What is wrong with a declaration; "" if nothing."""
+    if not isinstance(declared, int) or isinstance(declared, bool) or declared < 0:
+        return f"overhead_flops gives {declared!r}; it must be a whole number, 0 or more"
+    if counter.flops <= declared + slack:
+        return ""
+    seen = ", ".join(f"{name} {flops:,}" for name, flops in counter.by_operator.most_common(4))
+    return (
+        f"overhead_flops declares {declared:,} FLOPs, but the hook computes {counter.flops:,} ({seen}); count 2 for "
+        "each multiply-add"
+    )
+
+
+def _workloads(cls: type[Method]) -> Iterator[tuple[Method, ModelShape, int]]:
+    """Methods with shapes and head sizes: every retention, and every choice and switch that the method has."""
+    methods = [cls(retention=retention) for retention in _retentions(cls)] + list(_switched(cls))
+    for has_cls in (True,) if "cls" in cls.card.needs else (True, False):
+        for grid, size in WORKLOADS:
+            shape = dataclasses.replace(SHAPE, grid=grid, has_cls=has_cls, vision_heads=HEADS)
+            for method in methods:
+                try:
+                    method.sites(shape)
+                except ValueError:  # a setting that does not suit this shape; `reductions_are_valid` has the defaults
+                    continue
+                yield method, shape, size
+
+
+def _switched(cls: type[Method]) -> Iterator[Method]:
+    """The method with one choice or switch changed."""
+    for f in dataclasses.fields(cls):
+        choices = (True, False) if isinstance(f.default, bool) else f.metadata.get("choices") or ()
+        yield from (cls(**{f.name: choice}) for choice in choices if choice != f.default)
 
 
 def selection_never_waits(cls: type[Method]) -> None:
@@ -331,7 +389,7 @@ CHECKS: dict[str, Callable[[type[Method]], Iterator[str] | None]] = {
     "context": the_context_is_left_alone,
     "spec": spec_round_trips,
     "retention": bad_retention_is_refused,
-    "overhead": overhead_is_a_count,
+    "overhead": overhead_is_declared,
     "device": selection_never_waits,
 }
 

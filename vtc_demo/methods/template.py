@@ -58,6 +58,7 @@ class Mine(Method):
         n = context.hidden.shape[0]
         return Reduction.select(top(norms(context.hidden, self.power), self.keep(n)), n)
 
-    def overhead_flops(self, site, n, dim, shape):
-        """Work of the functions above, 2 FLOPs per multiply-add."""
+    def overhead_flops(self, context):
+        """Of what `reduce` computes, 2 FLOPs per multiply-add, from shapes alone; the contract counts and compares."""
+        n, dim = context.hidden.shape
         return 2 * n * dim

@@ -8,7 +8,7 @@ from typing import ClassVar
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
 from vtc_demo.core.operations import check_grid, grid_within
-from vtc_demo.core.pooling import average, blocks
+from vtc_demo.core.pooling import average
 from vtc_demo.core.tokens import Site
 
 
@@ -43,8 +43,3 @@ class Pool(Method):
         n, grid = context.hidden.shape[0], context.shape.grid
         check_grid(self.card.name, grid, n)
         return average(grid, *grid_within(grid, self.keep(n))).to(context.hidden.device)
-
-    def overhead_flops(self, site, n, dim, shape):
-        rows, columns = grid_within(shape.grid, self.keep(n))
-        along = lambda size, parts: sum(map(len, blocks(size, parts)))  # noqa: E731
-        return 2 * along(shape.grid[0], rows) * along(shape.grid[1], columns) * dim

@@ -108,8 +108,7 @@ class FiCoCoV(Method):
             check_grid(self.card.name, context.shape.grid, n - context.extra)
             context.memory["cells"] = torch.arange(n, device=device) - context.extra
         cells = context.memory["cells"]
-        extra = 1 if self.released else context.extra
-        count = n - extra - self.left(context.shape, context.site.layer)
+        count = self._count(context)
         if count <= 0:
             return None
         if self.released:
@@ -118,6 +117,11 @@ class FiCoCoV(Method):
             reduction = self._paper(context, cells, count)
         context.memory["cells"] = cells[reduction.anchor]
         return reduction
+
+    def _count(self, context) -> int:
+        """Patches discarded at this layer; not above 0 if there are few enough."""
+        extra = 1 if self.released else context.extra
+        return len(context.hidden) - extra - self.left(context.shape, context.site.layer)
 
     def _paper(self, context, cells: Tensor, count: int) -> Reduction:
         extra, logits = context.extra, self.scores == "logits"
@@ -135,7 +139,11 @@ class FiCoCoV(Method):
 
         return ficoco.reduce(score, correlate, extra, count, self.eps)
 
-    def overhead_flops(self, site, n, dim, shape):
-        if site.kind == "projector":
+    def overhead_flops(self, context):
+        """Row or column means; without CLS the likeness of keys to their mean; with logits a softmax per discard."""
+        if context.site.kind == "projector" or (count := self._count(context)) <= 0:
             return 0
-        return ficoco.own_flops(n, min(n, self.left(shape, site.layer)), dim)
+        n, dim = context.hidden.shape
+        keys = 0 if context.extra else n * dim + 8 * n * dim // context.shape.vision_heads
+        chance = count * n if self.released or self.scores == "logits" else 0
+        return n * n + keys + chance

@@ -17,7 +17,6 @@ from vtc_demo.core.tokens import Site
 from ..maths import ficoco
 
 DEPTH = 32  # decoder layers of the published model
-TEXT = 64  # text tokens assumed where own FLOPs are counted
 
 
 def released_layer(pairs: Tensor, visual: Tensor, text: Tensor, count: int, beta=0.6, gamma=0.6, eps=ficoco.EPS):
@@ -111,7 +110,7 @@ class FiCoCoL(Method):
         return left[layers.index(layer)]
 
     def reduce(self, context):
-        count = len(context.hidden) - self.left(context.shape, context.site.layer, context.base)
+        count = self._count(context)
         if count <= 0:
             return None
         visual, text = context.visual, context.text
@@ -130,6 +129,14 @@ class FiCoCoL(Method):
 
         return ficoco.reduce(score, correlate, 0, count, self.eps)
 
-    def overhead_flops(self, site, n, dim, shape):
-        left = min(n, self.left(shape, site.layer, shape.patches))
-        return ficoco.own_flops(n, left, dim, TEXT)
+    def overhead_flops(self, context):
+        """Means over the attention map, and per discard and token left: bridge, weights of both terms, softmax."""
+        if (count := self._count(context)) <= 0:
+            return 0
+        n, text = len(context.hidden), len(context.text)
+        left = n if self.released else n - count
+        return n * n + n * text + count * left * (2 * text + 5)
+
+    def _count(self, context) -> int:
+        """Tokens discarded at this layer; not above 0 if there are few enough."""
+        return len(context.hidden) - self.left(context.shape, context.site.layer, context.base)

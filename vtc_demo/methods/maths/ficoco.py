@@ -164,9 +164,3 @@ def reduce(score: Tensor, correlate, extra: int, count: int, eps: float = EPS) -
     candidates = kept[extra:]
     column, alpha = targets(correlate(discarded, candidates), fan_out(candidates.shape[0], eps))
     return compress(kept, discarded, extra + column, alpha, n)[0]
-
-
-def own_flops(n: int, left: int, dim: int, text: int = 0) -> int:
-    """2 per multiply-add: means over the attention map, the text bridge, and the weighted sum with two targets each."""
-    discarded = n - left
-    return n * n + 2 * n * text + 2 * discarded * text * left + 2 * (2 * discarded + left) * dim

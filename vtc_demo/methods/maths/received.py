@@ -14,4 +14,10 @@ def patch_attention(context: HookContext) -> Tensor:
     patch receives, averaged over all heads and rows.
     """
     rows = "cls" if context.extra else "all"
-    return context.attention(rows).mean((0, 1))[context.extra :]  # [heads, rows, n] -> [n - extra]
+    return context.attention(rows, heads="mean").mean(0)[context.extra :]  # [rows, n] -> [n - extra]
+
+
+def patch_attention_flops(context: HookContext) -> int:
+    """Of `patch_attention` beyond the attention: the mean over its rows."""
+    n = context.hidden.shape[0]
+    return n if context.extra else n * n

@@ -70,5 +70,6 @@ class DivPrune(Method):
         order = farthest_first(cosine_distance(context.hidden), self.keep(n))
         return Reduction.select(order.sort().values, n)
 
-    def overhead_flops(self, site, n, dim, shape):
-        return 2 * n * n * dim + 3 * n * dim + n * n + self.keep(n) * n
+    def overhead_flops(self, context):
+        n, dim = context.hidden.shape
+        return 3 * n * dim + 2 * n * n * dim + n * n  # unit length, similarities, distances from them

@@ -14,7 +14,7 @@ from vtc_demo.core.operations import others, top
 from vtc_demo.core.parameters import param
 from vtc_demo.core.tokens import Reduction, Site
 
-from ..maths.received import patch_attention
+from ..maths.received import patch_attention, patch_attention_flops
 
 
 def split(keep: int) -> tuple[int, int]:
@@ -97,8 +97,10 @@ class VisionZip(Method):
         metric = context.keys().float().mean(0)  # [heads, n, d] -> [n, d]
         return compress(patch_attention(context), metric, dominant, contextual, self.average)
 
-    def overhead_flops(self, site, n, dim, shape):
-        dominant, contextual = split(self.keep(shape.patches))
-        rest, width = n - dominant, dim // shape.vision_heads
-        similarity = 2 * (rest - contextual) * contextual * width + 3 * rest * width
-        return (n * dim + similarity + 2 * (dominant + rest) * dim) if contextual else 0
+    def overhead_flops(self, context):
+        """Head mean of the keys, their norms and division by them, similarities of the others to the targets."""
+        n, dim = context.hidden.shape
+        dominant, contextual = split(self.keep(n - context.extra))
+        width, sources = dim // context.shape.vision_heads, n - dominant - contextual
+        similarity = 3 * n * width + 2 * sources * contextual * width
+        return patch_attention_flops(context) + n * dim + (similarity if contextual else 0)

@@ -65,5 +65,5 @@ class FiCoCoVL(Method):
     def reduce(self, context) -> Reduction | None:
         return (self.language if context.site.kind == "llm_layer" else self.vision).reduce(context)
 
-    def overhead_flops(self, site, n, dim, shape):
-        return (self.language if site.kind == "llm_layer" else self.vision).overhead_flops(site, n, dim, shape)
+    def overhead_flops(self, context):
+        return (self.language if context.site.kind == "llm_layer" else self.vision).overhead_flops(context)

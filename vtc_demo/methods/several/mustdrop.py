@@ -284,8 +284,13 @@ class MustDrop(Method):
             context.memory["counts"] = dict(zip(at, done))
         return min(len(context.hidden), context.memory["counts"][context.site.layer])
 
-    def overhead_flops(self, site, n, dim, shape):
-        if site.kind != "vision_layer":
-            return 0
-        places, m = windows(shape.grid, self.window).shape
-        return 3 * n * dim + 2 * places * m * m * dim + 2 * n * dim  # norms, similarities, at most n tokens averaged
+    def overhead_flops(self, context):
+        """Windows: unit length, similarities and their sums. Then sums over rows of attention."""
+        kind, (n, dim) = context.site.kind, context.hidden.shape
+        if kind == "vision_layer":
+            places, m = windows(context.shape.grid, self.window).shape
+            return places * m * (5 * dim + 2 * m * dim + m)
+        if kind == "projector":
+            return n if context.extra else n * n
+        looked = 1 + (self.mode == "threshold")  # anew where no token passes
+        return looked * len(context.text) * n if kind == "llm_layer" else 0
