@@ -251,7 +251,7 @@ def test_runs_leave_no_state_behind(vlm):
         assert torch.equal(a.reduction.anchor, b.reduction.anchor)
 
 
-def test_own_work_by_hand():
+def test_overhead_by_hand():
     shape = ModelShape((4, 4), 14, 4, 2, 8, True)
     method, n, width = methods.MustDrop(window=2), 17, HEADS * SIZE
     at = lambda *site: method.overhead_flops(SeededContext(Site(*site), shape, 16, n, 1))  # noqa: E731

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -138,27 +137,6 @@ def keep_count(entered: int, final: int, stage: int, stages: int) -> int:
 class FocusLLaVA(Trained):
     """Dull windows of the picture become few tokens; later the question decides what stays."""
 
-    card: ClassVar[Card] = Card(
-        name="focusllava",
-        title="FocusLLaVA-style",
-        family="learned sampler",
-        summary="A router gives each region as many tokens as it deserves; inside the model the question drops more.",
-        sites=("projector", "llm_layer"),
-        faithfulness="in the style of",
-        paper="arXiv 2411.14228",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "No code is public and only the abstract and short summaries could be read: window size, router, one scale "
-            "per window, cuts before the layers at a quarter, half and three quarters of the depth are choices made "
-            "here.",
-            "The budget is the count after the last cut; how many tokens enter is the router's choice.",
-            "In training, questions share one picture: a token dropped for one question stays visible to the other "
-            "visual tokens.",
-        ),
-        reported="Better than LLaVA-NeXT on several benchmarks with 39 % of its visual tokens (summary).",
-        order=207,
-    )
     connector = FocusConnector
     adaptive = True
 
@@ -177,3 +155,26 @@ class FocusLLaVA(Trained):
             return None
         looks = context.attention("after", heads="mean").mean(0)[context.visual]  # of the question at each, [n]
         return Reduction.select(top(looks, max(1, keep)), n)
+
+
+FocusLLaVA.card = Card(
+    name="focusllava",
+    title="FocusLLaVA-style",
+    family="learned sampler",
+    summary="A router gives each region as many tokens as it deserves; inside the model the question drops more.",
+    sites=("projector", "llm_layer"),
+    faithfulness="in the style of",
+    paper="arXiv 2411.14228",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "No code is public and only the abstract and short summaries could be read: window size, router, one scale "
+        "per window, cuts before the layers at a quarter, half and three quarters of the depth are choices made "
+        "here.",
+        "The budget is the count after the last cut; how many tokens enter is the router's choice.",
+        "In training, questions share one picture: a token dropped for one question stays visible to the other "
+        "visual tokens.",
+    ),
+    reported="Better than LLaVA-NeXT on several benchmarks with 39 % of its visual tokens (summary).",
+    order=207,
+)

@@ -6,7 +6,6 @@ The block is that of Idefics, which is an open port of Flamingo: RMSNorm, the de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,29 +93,31 @@ class GatedConnector(Connector):
 class GatedCrossAttention(Trained):
     """The resampled tokens stay outside the sequence; new blocks between the layers read them."""
 
-    card: ClassVar[Card] = Card(
-        name="gated-cross-attention",
-        title="Gated cross-attention",
-        family="attention rework",
-        summary="No visual token enters the sequence: new blocks between the layers let the words read the picture.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2204.14198",
-        code="mlfoundations/open_flamingo",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "The decoder is tuned; Flamingo's is frozen.",
-            "The block is Idefics' variant (RMSNorm, gated MLP, one gate each), before every second layer.",
-            "No image token stands in the text; words before the picture read nothing.",
-            "144 latents of which the first ones serve a smaller budget, trained with a random number per step. The "
-            "count shown is of the tokens held beside the sequence.",
-        ),
-        reported="Flamingo: 64 tokens per image, read by blocks before every 1st, 4th or 7th layer.",
-        order=210,
-    )
     connector = GatedConnector
 
     retention: float = param(
         64 / 576, "share of the visual tokens that is held, never more than 144", low=0.01, high=1.0, step=0.01
     )
+
+
+GatedCrossAttention.card = Card(
+    name="gated-cross-attention",
+    title="Gated cross-attention",
+    family="attention rework",
+    summary="No visual token enters the sequence: new blocks between the layers let the words read the picture.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2204.14198",
+    code="mlfoundations/open_flamingo",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "The decoder is tuned; Flamingo's is frozen.",
+        "The block is Idefics' variant (RMSNorm, gated MLP, one gate each), before every second layer.",
+        "No image token stands in the text; words before the picture read nothing.",
+        "144 latents of which the first ones serve a smaller budget, trained with a random number per step. The "
+        "count shown is of the tokens held beside the sequence.",
+    ),
+    reported="Flamingo: 64 tokens per image, read by blocks before every 1st, 4th or 7th layer.",
+    order=210,
+)

@@ -99,32 +99,10 @@ class HyperFusedConnector(HyperConnector):
     gated = False
 
 
-_COMMON = (
-    RECIPE,
-    "Written after two ports of the released code, whose own files could not be read.",
-    "The picture has no token in the text: its keys stand at the position of the first word after it.",
-    "In 4 of 8 layers (0, 2, 4, 6); the paper uses 4 of 28. New projections start at random.",
-)
-
-
 @dataclass(frozen=True)
 class HyperGated(Trained):
     """Self-attention and attention to the picture side by side, blended by a gate."""
 
-    card: ClassVar[Card] = Card(
-        name="hyper-gated",
-        title="Hyper attention, gated",
-        family="attention rework",
-        summary="No visual token enters the sequence: in a few layers the words also look at the picture, by a gate.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2408.04840",
-        code="X-PLUG/mPLUG-Owl",
-        training_free=False,
-        deviations=(*_COMMON, "The gate is a learned vector, as in the code; the paper describes one that adapts."),
-        reported="mPLUG-Owl3: one text token per image; up to six times as fast on long image sequences (model page).",
-        order=211,
-    )
     connector = HyperGatedConnector
 
     retention: float = fixed(1.0, "always 1: every patch is held, none stands in the sequence")
@@ -134,20 +112,44 @@ class HyperGated(Trained):
 class HyperFused(Trained):
     """One softmax over the words and the picture."""
 
-    card: ClassVar[Card] = Card(
-        name="hyper-fused",
-        title="Hyper attention, fused",
-        family="attention rework",
-        summary="No visual token enters the sequence: in a few layers words and picture share one attention.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2408.04840",
-        code="X-PLUG/mPLUG-Owl",
-        training_free=False,
-        deviations=(*_COMMON, "The second release, without a gate."),
-        reported="mPLUG-Owl3 (241101): NextQA 82.3, MVBench 59.5, TextVQA 71.4 (README of the released code).",
-        order=212,
-    )
     connector = HyperFusedConnector
 
     retention: float = fixed(1.0, "always 1: every patch is held, none stands in the sequence")
+
+
+_COMMON = (
+    RECIPE,
+    "Written after two ports of the released code, whose own files could not be read.",
+    "The picture has no token in the text: its keys stand at the position of the first word after it.",
+    "In 4 of 8 layers (0, 2, 4, 6); the paper uses 4 of 28. New projections start at random.",
+)
+
+HyperGated.card = Card(
+    name="hyper-gated",
+    title="Hyper attention, gated",
+    family="attention rework",
+    summary="No visual token enters the sequence: in a few layers the words also look at the picture, by a gate.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2408.04840",
+    code="X-PLUG/mPLUG-Owl",
+    training_free=False,
+    deviations=(*_COMMON, "The gate is a learned vector, as in the code; the paper describes one that adapts."),
+    reported="mPLUG-Owl3: one text token per image; up to six times as fast on long image sequences (model page).",
+    order=211,
+)
+
+HyperFused.card = Card(
+    name="hyper-fused",
+    title="Hyper attention, fused",
+    family="attention rework",
+    summary="No visual token enters the sequence: in a few layers words and picture share one attention.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2408.04840",
+    code="X-PLUG/mPLUG-Owl",
+    training_free=False,
+    deviations=(*_COMMON, "The second release, without a gate."),
+    reported="mPLUG-Owl3 (241101): NextQA 82.3, MVBench 59.5, TextVQA 71.4 (README of the released code).",
+    order=212,
+)

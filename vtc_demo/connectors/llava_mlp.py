@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -36,20 +35,22 @@ class MLPConnector(Connector):
 class LlavaMLP(Trained):
     """Every patch becomes one token: what the other connectors are measured against."""
 
-    card: ClassVar[Card] = Card(
-        name="llava-mlp",
-        title="MLP projector",
-        family="baseline",
-        summary="Every patch is mapped on its own and becomes one token; the reference for the trained connectors.",
-        sites=("projector",),
-        faithfulness="matches released code",
-        paper="LLaVA-1.5, arXiv 2310.03744",
-        code="haotian-liu/LLaVA",
-        training_free=False,
-        deviations=(RECIPE,),
-        reported="LLaVA-1.5 feeds 576 tokens per image of 336 x 336 pixels; no compression.",
-        order=200,
-    )
     connector = MLPConnector
 
     retention: float = fixed(1.0, "always 1: one token per patch")
+
+
+LlavaMLP.card = Card(
+    name="llava-mlp",
+    title="MLP projector",
+    family="baseline",
+    summary="Every patch is mapped on its own and becomes one token; the reference for the trained connectors.",
+    sites=("projector",),
+    faithfulness="matches released code",
+    paper="LLaVA-1.5, arXiv 2310.03744",
+    code="haotian-liu/LLaVA",
+    training_free=False,
+    deviations=(RECIPE,),
+    reported="LLaVA-1.5 feeds 576 tokens per image of 336 x 336 pixels; no compression.",
+    order=200,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import nn
 
@@ -38,25 +37,27 @@ class MergerConnector(Connector):
 class PatchMerger(Trained):
     """Four neighbouring patches become one token, nothing averaged before the first linear layer."""
 
-    card: ClassVar[Card] = Card(
-        name="patch-merger",
-        title="Patch merger",
-        family="linear merger",
-        summary="Each 2 x 2 block of patches is laid side by side and mapped to one token.",
-        sites=("projector",),
-        faithfulness="matches released code",
-        paper="arXiv 2409.12191",
-        code="QwenLM/Qwen2-VL",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "The tower is fixed and trained without the merger; its patches come in raster order and are put into "
-            "blocks here. Positions count through the tokens on one axis, not on the merged grid.",
-            "In the mask every patch of a block has an equal share: the block enters the first layer whole.",
-        ),
-        reported="A quarter of the tokens as the built-in default of the model; the report has no ablation of it.",
-        order=201,
-    )
     connector = MergerConnector
 
     retention: float = fixed(0.25, "always a quarter: blocks of 2 x 2")
+
+
+PatchMerger.card = Card(
+    name="patch-merger",
+    title="Patch merger",
+    family="linear merger",
+    summary="Each 2 x 2 block of patches is laid side by side and mapped to one token.",
+    sites=("projector",),
+    faithfulness="matches released code",
+    paper="arXiv 2409.12191",
+    code="QwenLM/Qwen2-VL",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "The tower is fixed and trained without the merger; its patches come in raster order and are put into "
+        "blocks here. Positions count through the tokens on one axis, not on the merged grid.",
+        "In the mask every patch of a block has an equal share: the block enters the first layer whole.",
+    ),
+    reported="A quarter of the tokens as the built-in default of the model; the report has no ablation of it.",
+    order=201,
+)

@@ -6,7 +6,6 @@ arXiv 2204.14198.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -88,28 +87,30 @@ class PerceiverConnector(Connector):
 class PerceiverResampler(Trained):
     """Learned latents read the picture in three blocks; the results stand in the sequence as tokens."""
 
-    card: ClassVar[Card] = Card(
-        name="perceiver-resampler",
-        title="Perceiver resampler",
-        family="learned queries",
-        summary="A few learned slots read the picture several times over; each slot becomes one token.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2204.14198",
-        code="mlfoundations/open_flamingo",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "The tokens stand in the sequence, as in Idefics2; for Flamingo's own way see gated-cross-attention.",
-            "Depth 3 and width 128 in place of depth 6 and width 1024; no frame embeddings, as in OpenFlamingo.",
-            "144 latents of which the first ones serve a smaller budget, trained with a random number per step; "
-            "the paper has 64, always all.",
-        ),
-        reported="Flamingo: 64 tokens from any number of patches or frames.",
-        order=205,
-    )
     connector = PerceiverConnector
 
     retention: float = param(
         64 / 576, "share of the visual tokens that is kept, never more than 144 tokens", low=0.01, high=1.0, step=0.01
     )
+
+
+PerceiverResampler.card = Card(
+    name="perceiver-resampler",
+    title="Perceiver resampler",
+    family="learned queries",
+    summary="A few learned slots read the picture several times over; each slot becomes one token.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2204.14198",
+    code="mlfoundations/open_flamingo",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "The tokens stand in the sequence, as in Idefics2; for Flamingo's own way see gated-cross-attention.",
+        "Depth 3 and width 128 in place of depth 6 and width 1024; no frame embeddings, as in OpenFlamingo.",
+        "144 latents of which the first ones serve a smaller budget, trained with a random number per step; "
+        "the paper has 64, always all.",
+    ),
+    reported="Flamingo: 64 tokens from any number of patches or frames.",
+    order=205,
+)

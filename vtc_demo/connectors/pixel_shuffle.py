@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -53,24 +52,26 @@ class ShuffleConnector(Connector):
 class PixelShuffle(Trained):
     """Resolution moves into channels: a 2 x 2 block of patches becomes one token four times as wide."""
 
-    card: ClassVar[Card] = Card(
-        name="pixel-shuffle",
-        title="Pixel shuffle",
-        family="space-to-depth",
-        summary="Each 2 x 2 block of patches is stacked into one deep vector and mapped to one token.",
-        sites=("projector",),
-        faithfulness="matches released code",
-        paper="arXiv 2404.16821",
-        code="OpenGVLab/InternVL",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "Version 2, in raster order. Version 1 of the released code hands over the grid transposed.",
-            "In the mask every patch of a block has an equal share: the block enters the first layer whole.",
-        ),
-        reported="InternVL 1.5 keeps a quarter of the tokens, 256 per tile of 448 pixels.",
-        order=202,
-    )
     connector = ShuffleConnector
 
     retention: float = fixed(0.25, "always a quarter: blocks of 2 x 2")
+
+
+PixelShuffle.card = Card(
+    name="pixel-shuffle",
+    title="Pixel shuffle",
+    family="space-to-depth",
+    summary="Each 2 x 2 block of patches is stacked into one deep vector and mapped to one token.",
+    sites=("projector",),
+    faithfulness="matches released code",
+    paper="arXiv 2404.16821",
+    code="OpenGVLab/InternVL",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "Version 2, in raster order. Version 1 of the released code hands over the grid transposed.",
+        "In the mask every patch of a block has an equal share: the block enters the first layer whole.",
+    ),
+    reported="InternVL 1.5 keeps a quarter of the tokens, 256 per tile of 448 pixels.",
+    order=202,
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,27 +64,6 @@ class PoolConnector(MLPConnector):
 class TrainedPool(Trained):
     """Neighbouring tokens are pooled to a smaller grid; decoder and projector were trained with it."""
 
-    card: ClassVar[Card] = Card(
-        name="trained-pool",
-        title="Pooling, trained",
-        family="pooling",
-        summary="Neighbouring tokens are pooled to a smaller grid, by a model that was trained with pooled tokens.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2408.03326",
-        code="LLaVA-VL/LLaVA-NeXT",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "Trained with a random grid and mode per step, so that one checkpoint serves every budget and mode.",
-            "Adaptive blocks in place of a fixed stride, and no line breaks between rows; at stride 2 the three modes "
-            "are those of the released code.",
-            "Bilinear without antialias skips patches at strides above 2, as the released code does.",
-            "In the mask a patch's share of a maximum is the share of channels in which it was the largest.",
-        ),
-        reported="LLaVA-OneVision uses 196 tokens per video frame for 32 frames.",
-        order=203,
-    )
     connector = PoolConnector
 
     retention: float = param(0.25, "share of the visual tokens that is kept", low=0.02, high=1.0, step=0.01)
@@ -93,3 +71,26 @@ class TrainedPool(Trained):
 
     def options(self):
         return {"mode": self.mode}
+
+
+TrainedPool.card = Card(
+    name="trained-pool",
+    title="Pooling, trained",
+    family="pooling",
+    summary="Neighbouring tokens are pooled to a smaller grid, by a model that was trained with pooled tokens.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2408.03326",
+    code="LLaVA-VL/LLaVA-NeXT",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "Trained with a random grid and mode per step, so that one checkpoint serves every budget and mode.",
+        "Adaptive blocks in place of a fixed stride, and no line breaks between rows; at stride 2 the three modes "
+        "are those of the released code.",
+        "Bilinear without antialias skips patches at strides above 2, as the released code does.",
+        "In the mask a patch's share of a maximum is the share of channels in which it was the largest.",
+    ),
+    reported="LLaVA-OneVision uses 196 tokens per video frame for 32 frames.",
+    order=203,
+)

@@ -6,7 +6,6 @@ arXiv 2301.12597. Layer 0 is the first with cross-attention, as in the released 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import nn
@@ -81,28 +80,30 @@ class QFormerConnector(Connector):
 class QFormer(Trained):
     """Learned queries read the picture by cross-attention; their outputs are the visual tokens."""
 
-    card: ClassVar[Card] = Card(
-        name="q-former",
-        title="Q-Former",
-        family="learned queries",
-        summary="A fixed set of learned questions reads the whole picture; each answer becomes one token.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2301.12597",
-        code="salesforce/LAVIS",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "No first stage with contrastive, matching and captioning losses, and no BERT initialisation.",
-            "4 layers of width 128 in place of 12 of width 768; the layers compute what BLIP-2's do.",
-            "144 queries of which the first ones serve a smaller budget, trained with a random number per step; "
-            "the paper has 32, always all.",
-        ),
-        reported="BLIP-2: 32 tokens from 257.",
-        order=204,
-    )
     connector = QFormerConnector
 
     retention: float = param(
         64 / 576, "share of the visual tokens that is kept, never more than 144 tokens", low=0.01, high=1.0, step=0.01
     )
+
+
+QFormer.card = Card(
+    name="q-former",
+    title="Q-Former",
+    family="learned queries",
+    summary="A fixed set of learned questions reads the whole picture; each answer becomes one token.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2301.12597",
+    code="salesforce/LAVIS",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "No first stage with contrastive, matching and captioning losses, and no BERT initialisation.",
+        "4 layers of width 128 in place of 12 of width 768; the layers compute what BLIP-2's do.",
+        "144 queries of which the first ones serve a smaller budget, trained with a random number per step; "
+        "the paper has 32, always all.",
+    ),
+    reported="BLIP-2: 32 tokens from 257.",
+    order=204,
+)

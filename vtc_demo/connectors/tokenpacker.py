@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -77,28 +76,6 @@ class PackerConnector(Connector):
 class TokenPacker(Trained):
     """A coarse map asks, the fine patches of each region answer."""
 
-    card: ClassVar[Card] = Card(
-        name="tokenpacker",
-        title="TokenPacker",
-        family="learned queries",
-        summary="A shrunken picture is refined: each of its points reads the fine patches of its own region.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2407.02392",
-        code="CircleRadon/TokenPacker",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "Keys and values come from the one layer that all connectors here read, not from four layers of the tower.",
-            "4 heads of width 32 in place of 8 of width 128.",
-            "One checkpoint for regions of 2 x 2, 3 x 3 and 4 x 4, drawn at random per step; the budget picks the "
-            "largest count within it: 144, 64 or 36 of 576.",
-            "As in the released code the point itself is not added to what it reads; at 3 x 3 its query is the centre "
-            "patch alone.",
-        ),
-        reported="75 to 89 % fewer tokens at comparable or better accuracy (README of the released code).",
-        order=206,
-    )
     connector = PackerConnector
 
     retention: float = param(
@@ -108,3 +85,27 @@ class TokenPacker(Trained):
         high=1.0,
         step=0.01,
     )
+
+
+TokenPacker.card = Card(
+    name="tokenpacker",
+    title="TokenPacker",
+    family="learned queries",
+    summary="A shrunken picture is refined: each of its points reads the fine patches of its own region.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2407.02392",
+    code="CircleRadon/TokenPacker",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "Keys and values come from the one layer that all connectors here read, not from four layers of the tower.",
+        "4 heads of width 32 in place of 8 of width 128.",
+        "One checkpoint for regions of 2 x 2, 3 x 3 and 4 x 4, drawn at random per step; the budget picks the "
+        "largest count within it: 144, 64 or 36 of 576.",
+        "As in the released code the point itself is not added to what it reads; at 3 x 3 its query is the centre "
+        "patch alone.",
+    ),
+    reported="75 to 89 % fewer tokens at comparable or better accuracy (README of the released code).",
+    order=206,
+)

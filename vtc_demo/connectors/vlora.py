@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -118,26 +117,27 @@ class VLoRAConnector(Connector):
 class VLoRA(Trained):
     """The picture changes the weights; the sequence holds words alone."""
 
-    card: ClassVar[Card] = Card(
-        name="vlora",
-        title="VLoRA",
-        family="weights instead of tokens",
-        summary="The picture is turned into low-rank changes of the language model's weights; no token stands for it.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        paper="arXiv 2405.20339",
-        code="FeipengMa6/VLoRA",
-        training_free=False,
-        deviations=(
-            RECIPE,
-            "Width 64, 2 blocks, rank 8, in all 8 layers; the released fine-tuning has 512, 8, 64, in every fourth "
-            "of 32.",
-            "No image token stands in the text, masked or not.",
-            "The mask shows what the queries that make the weights attend to, one row per layer.",
-        ),
-        reported="Comparable to LLaVA-1.5-style models on several benchmarks, with text alone in the input (abstract).",
-        order=213,
-    )
     connector = VLoRAConnector
 
     retention: float = fixed(1.0, "fixed: the whole picture goes into the weights, no token into the sequence")
+
+
+VLoRA.card = Card(
+    name="vlora",
+    title="VLoRA",
+    family="weights instead of tokens",
+    summary="The picture is turned into low-rank changes of the language model's weights; no token stands for it.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    paper="arXiv 2405.20339",
+    code="FeipengMa6/VLoRA",
+    training_free=False,
+    deviations=(
+        RECIPE,
+        "Width 64, 2 blocks, rank 8, in all 8 layers; the released fine-tuning has 512, 8, 64, in every fourth of 32.",
+        "No image token stands in the text, masked or not.",
+        "The mask shows what the queries that make the weights attend to, one row per layer.",
+    ),
+    reported="Comparable to LLaVA-1.5-style models on several benchmarks, with text alone in the input (abstract).",
+    order=213,
+)

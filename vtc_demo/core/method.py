@@ -76,7 +76,7 @@ class HookContext(Protocol):
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Base of all methods. Subclasses are frozen dataclasses with a class attribute `card`."""
+    """Base of all methods. Subclasses are frozen dataclasses; their card follows the class, so that the maths leads."""
 
     card: ClassVar[Card]
     positions: ClassVar[Literal["keep", "renumber"]] = "keep"  # RoPE positions after a drop inside the LLM

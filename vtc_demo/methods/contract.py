@@ -252,7 +252,7 @@ def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
         if not torch.equal(reduction.old, reduction.anchor):
             yield "a kept token stands at its own place: Reduction.anchor must equal Reduction.old"
         elif not torch.equal(reduction.old, reduction.old.unique()):
-            yield "kept indices must ascend, none twice (methods.common.top sorts them)"
+            yield "kept indices must ascend, none twice (core.operations.top sorts them)"
     elif reduction.weight.shape != reduction.new.shape or not torch.isfinite(reduction.weight).all():
         yield "a merge needs one finite weight per entry"
 

@@ -10,7 +10,6 @@ This example keeps the tokens with the largest norm.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,16 +33,6 @@ def norms(tokens: Tensor, power: float) -> Tensor:
 class Mine(Method):
     """Keeps the tokens with the largest norm."""
 
-    card: ClassVar[Card] = Card(
-        name="mine",  # the name in API, shell and page; no other method may have it
-        title="My method",
-        family="baseline",
-        summary="One sentence for a visitor without background: the patches with the strongest signal are kept.",
-        sites=("llm_input",),  # kinds of site, see vtc_demo.tokens.SITE_ORDER
-        faithfulness="in the style of",  # see base.Faithfulness; "matches released code" needs a conformance test
-        deviations=("No published method: an example.",),
-    )
-
     power: float = param(2.0, "order of the norm", low=1.0, high=8.0, step=0.5)
 
     def sites(self, shape):
@@ -62,3 +51,15 @@ class Mine(Method):
         """Of what `reduce` computes, 2 FLOPs per multiply-add, from shapes alone; the contract counts and compares."""
         n, dim = context.hidden.shape
         return 2 * n * dim
+
+
+# 3. The card: what a visitor reads.
+Mine.card = Card(
+    name="mine",  # the name in API, shell and page; no other method may have it
+    title="My method",
+    family="baseline",
+    summary="One sentence for a visitor without background: the patches with the strongest signal are kept.",
+    sites=("llm_input",),  # kinds of site, see core.tokens.SITE_ORDER
+    faithfulness="in the style of",  # see core.card.Faithfulness; "matches released code" needs a conformance test
+    deviations=("No published method: an example.",),
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
@@ -14,16 +13,6 @@ from vtc_demo.core.parameters import param
 class Full(Method):
     """Keeps every visual token."""
 
-    card: ClassVar[Card] = Card(
-        name="full",
-        title="Full",
-        family="baseline",
-        summary="Nothing is removed: the model sees every patch of the image.",
-        sites=(),
-        faithfulness="baseline",
-        order=0,
-    )
-
     retention: float = param(1.0, "always 1: all tokens are kept", low=1.0, high=1.0)
 
     def sites(self, shape):
@@ -31,3 +20,14 @@ class Full(Method):
 
     def reduce(self, context):
         return None
+
+
+Full.card = Card(
+    name="full",
+    title="Full",
+    family="baseline",
+    summary="Nothing is removed: the model sees every patch of the image.",
+    sites=(),
+    faithfulness="baseline",
+    order=0,
+)

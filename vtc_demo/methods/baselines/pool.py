@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
@@ -16,24 +15,6 @@ from vtc_demo.core.tokens import Site
 class Pool(Method):
     """Averages blocks of neighbouring visual tokens."""
 
-    card: ClassVar[Card] = Card(
-        name="pool",
-        title="Average pooling",
-        family="pooling",
-        summary="Neighbouring patches are averaged into one, like shrinking the picture after a first look.",
-        sites=("llm_input",),
-        faithfulness="baseline",
-        paper="arXiv 2408.03326",
-        code="LLaVA-VL/LLaVA-NeXT",
-        deviations=(
-            "Adaptive blocks instead of a fixed stride: any budget is possible and no row or column is ignored.",
-            "The count is rows x columns of the best-fitting grid and may lie below the budget (182 for 192 of 576).",
-            "Only averaging: a maximum is no weighted sum of tokens, and bilinear skips patches at stride 3.",
-        ),
-        reported="LLaVA-OneVision uses 196 tokens per video frame for 32 frames (trained with pooling).",
-        order=3,
-    )
-
     gridded = True
 
     def sites(self, shape):
@@ -43,3 +24,22 @@ class Pool(Method):
         n, grid = context.hidden.shape[0], context.shape.grid
         check_grid(self.card.name, grid, n)
         return average(grid, *grid_within(grid, self.keep(n))).to(context.hidden.device)
+
+
+Pool.card = Card(
+    name="pool",
+    title="Average pooling",
+    family="pooling",
+    summary="Neighbouring patches are averaged into one, like shrinking the picture after a first look.",
+    sites=("llm_input",),
+    faithfulness="baseline",
+    paper="arXiv 2408.03326",
+    code="LLaVA-VL/LLaVA-NeXT",
+    deviations=(
+        "Adaptive blocks instead of a fixed stride: any budget is possible and no row or column is ignored.",
+        "The count is rows x columns of the best-fitting grid and may lie below the budget (182 for 192 of 576).",
+        "Only averaging: a maximum is no weighted sum of tokens, and bilinear skips patches at stride 3.",
+    ),
+    reported="LLaVA-OneVision uses 196 tokens per video frame for 32 frames (trained with pooling).",
+    order=3,
+)

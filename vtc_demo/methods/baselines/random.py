@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,19 +24,20 @@ def draw(n: int, keep: int, seed: int) -> Tensor:
 class Random(Method):
     """Keeps patches drawn at random from the seed of the run."""
 
-    card: ClassVar[Card] = Card(
-        name="random",
-        title="Random",
-        family="baseline",
-        summary="Patches are picked blindly; a method that does not beat this has learned nothing about the image.",
-        sites=("llm_input",),
-        faithfulness="baseline",
-        order=1,
-    )
-
     def sites(self, shape):
         return (Site("llm_input"),)
 
     def reduce(self, context):
         n = context.hidden.shape[0]
         return Reduction.select(draw(n, self.keep(n), context.seed).to(context.hidden.device), n)
+
+
+Random.card = Card(
+    name="random",
+    title="Random",
+    family="baseline",
+    summary="Patches are picked blindly; a method that does not beat this has learned nothing about the image.",
+    sites=("llm_input",),
+    faithfulness="baseline",
+    order=1,
+)

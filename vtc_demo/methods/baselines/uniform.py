@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,16 +34,6 @@ def evenly(grid: tuple[int, int], keep: int) -> Tensor:
 class Uniform(Method):
     """Keeps patches at even distances."""
 
-    card: ClassVar[Card] = Card(
-        name="uniform",
-        title="Uniform",
-        family="baseline",
-        summary="Patches are picked at even distances, like reading every third word of a page.",
-        sites=("llm_input",),
-        faithfulness="baseline",
-        order=2,
-    )
-
     gridded = True
 
     def sites(self, shape):
@@ -54,3 +43,14 @@ class Uniform(Method):
         n, grid = context.hidden.shape[0], context.shape.grid
         check_grid(self.card.name, grid, n)
         return Reduction.select(evenly(grid, self.keep(n)).to(context.hidden.device), n)
+
+
+Uniform.card = Card(
+    name="uniform",
+    title="Uniform",
+    family="baseline",
+    summary="Patches are picked at even distances, like reading every third word of a page.",
+    sites=("llm_input",),
+    faithfulness="baseline",
+    order=2,
+)

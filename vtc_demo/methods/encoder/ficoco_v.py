@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -42,37 +41,6 @@ def released_layer(logits: Tensor, count: int, cells: Tensor, grid: tuple[int, i
 class FiCoCoV(Method):
     """The same number of patches goes at each encoder layer of the second half."""
 
-    card: ClassVar[Card] = Card(
-        name="ficoco-v",
-        title="FiCoCo-V",
-        family="merging",
-        summary="Inside the image encoder, layer by layer, patches much like the others are folded into the few that "
-        "they correlate with.",
-        sites=("vision_layer",),
-        faithfulness="from the paper",
-        paper="arXiv 2411.17686",
-        code="kawhiiiileo/FiCoCo",
-        deviations=(
-            "The sum over attention in the filter runs over the attention a patch receives, as the prose says; the "
-            "formula's sum over the attention it gives is nearly the same for every patch. scores=logits takes row "
-            "means before the softmax, at length 1, as released.",
-            "Retention is what the encoder leaves; the number per layer is solved for it (published: only r=42).",
-            "Starts at layer 12 of 24; other depths scale it.",
-            "The eps-quantile of a row always leaves the same number of targets: 2 from 501 candidates on, else 1.",
-            "released=True: weights of the filter swapped, logits, targets among all tokens and not renumbered after "
-            "the discard, order by score with CLS last, so that the next layer takes a patch for CLS and LLaVA drops "
-            "a patch instead. Each of it is a defect; outputs of one layer match the released code.",
-            "Not copied even then: the released grid is shared by all images and marks the wrong cells as gone, so "
-            "that the same image gives different results; here each image has its own grid with true places.",
-        ),
-        reported="LLaVA-1.5-7B at 3.3 / 2.4 / 1.5 TFLOPs: SQA 67.8 / 68.3 / 68.4 of 69.5, TextVQA 55.7 / 55.6 / 55.5 "
-        "of 58.2, GQA 58.5 / 57.6 / 54.9 of 62.5.",
-        finding=(  # assets/measurements/embedded_ablations.json
-            "In ablations on 250 questions, asked for 128 tokens: 66.4 as it is, 68.0 without the local penalty (about "
-            "6 points either way)."
-        ),
-        order=31,
-    )
     inside = True
 
     retention: float = param(0.25, "share of the patches that is left", low=0.01, high=1.0, step=0.01)
@@ -147,3 +115,36 @@ class FiCoCoV(Method):
         keys = 0 if context.extra else n * dim + 8 * n * dim // context.shape.vision_heads
         chance = count * n if self.released or self.scores == "logits" else 0
         return n * n + keys + chance
+
+
+FiCoCoV.card = Card(
+    name="ficoco-v",
+    title="FiCoCo-V",
+    family="merging",
+    summary="Inside the image encoder, layer by layer, patches much like the others are folded into the few that "
+    "they correlate with.",
+    sites=("vision_layer",),
+    faithfulness="from the paper",
+    paper="arXiv 2411.17686",
+    code="kawhiiiileo/FiCoCo",
+    deviations=(
+        "The sum over attention in the filter runs over the attention a patch receives, as the prose says; the "
+        "formula's sum over the attention it gives is nearly the same for every patch. scores=logits takes row "
+        "means before the softmax, at length 1, as released.",
+        "Retention is what the encoder leaves; the number per layer is solved for it (published: only r=42).",
+        "Starts at layer 12 of 24; other depths scale it.",
+        "The eps-quantile of a row always leaves the same number of targets: 2 from 501 candidates on, else 1.",
+        "released=True: weights of the filter swapped, logits, targets among all tokens and not renumbered after "
+        "the discard, order by score with CLS last, so that the next layer takes a patch for CLS and LLaVA drops "
+        "a patch instead. Each of it is a defect; outputs of one layer match the released code.",
+        "Not copied even then: the released grid is shared by all images and marks the wrong cells as gone, so "
+        "that the same image gives different results; here each image has its own grid with true places.",
+    ),
+    reported="LLaVA-1.5-7B at 3.3 / 2.4 / 1.5 TFLOPs: SQA 67.8 / 68.3 / 68.4 of 69.5, TextVQA 55.7 / 55.6 / 55.5 "
+    "of 58.2, GQA 58.5 / 57.6 / 54.9 of 62.5.",
+    finding=(  # assets/measurements/embedded_ablations.json
+        "In ablations on 250 questions, asked for 128 tokens: 66.4 as it is, 68.0 without the local penalty (about "
+        "6 points either way)."
+    ),
+    order=31,
+)

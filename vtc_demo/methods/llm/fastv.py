@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -27,26 +26,6 @@ def select(last_row: Tensor, visual: Tensor, keep: int) -> Tensor:
 class FastV(Method):
     """One cut inside the LLM, ranked by the last prompt token's attention."""
 
-    card: ClassVar[Card] = Card(
-        name="fastv",
-        title="FastV",
-        family="pruning by text attention",
-        summary="After a few layers of the language model, the patches to which the question pays least attention go.",
-        sites=("llm_layer",),
-        faithfulness="matches released code",
-        paper="arXiv 2403.06764",
-        code="pkunlp-icler/FastV",
-        deviations=(
-            "Ranked by the last prompt token's attention, as all released versions do; the paper says by that of all.",
-            "Layer 2 is the paper's default; the released demo cuts at layer 3.",
-            "Ranked once per answer, with a KV cache; the first release had none and ranked again at every new token.",
-            "The released evaluation helper runs the layer before the cut twice, doubling its cache; not copied.",
-            "Equal scores: the lowest index wins; the released top-k leaves their order open.",
-        ),
-        reported="45% fewer FLOPs on LLaVA-1.5-13B (layer 2, half of the tokens): A-OKVQA 81.3 against 81.9.",
-        order=20,
-    )
-
     retention: float = param(
         0.25, "share of the visual tokens that is kept from the given layer on", low=0.01, high=1.0, step=0.01
     )
@@ -66,3 +45,24 @@ class FastV(Method):
         n = context.hidden.shape[0]
         last_row = context.attention("last", of="previous")[:, 0]  # [heads, 1, S] -> [heads, S]
         return Reduction.select(select(last_row, context.visual, self.keep(n)), n)
+
+
+FastV.card = Card(
+    name="fastv",
+    title="FastV",
+    family="pruning by text attention",
+    summary="After a few layers of the language model, the patches to which the question pays least attention go.",
+    sites=("llm_layer",),
+    faithfulness="matches released code",
+    paper="arXiv 2403.06764",
+    code="pkunlp-icler/FastV",
+    deviations=(
+        "Ranked by the last prompt token's attention, as all released versions do; the paper says by that of all.",
+        "Layer 2 is the paper's default; the released demo cuts at layer 3.",
+        "Ranked once per answer, with a KV cache; the first release had none and ranked again at every new token.",
+        "The released evaluation helper runs the layer before the cut twice, doubling its cache; not copied.",
+        "Equal scores: the lowest index wins; the released top-k leaves their order open.",
+    ),
+    reported="45% fewer FLOPs on LLaVA-1.5-13B (layer 2, half of the tokens): A-OKVQA 81.3 against 81.9.",
+    order=20,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -44,41 +43,6 @@ def released_layer(pairs: Tensor, visual: Tensor, text: Tensor, count: int, beta
 class FiCoCoL(Method):
     """The same number of visual tokens goes at each decoder layer from an early one on."""
 
-    card: ClassVar[Card] = Card(
-        name="ficoco-l",
-        title="FiCoCo-L",
-        family="merging",
-        summary="Inside the language model, layer by layer, patches that the prompt does not need are folded into the "
-        "few that they correlate with, directly or by way of the text.",
-        sites=("llm_layer",),
-        faithfulness="from the paper",
-        paper="arXiv 2411.17686",
-        code="kawhiiiileo/FiCoCo",
-        deviations=(
-            "scores=logits: head mean of the scores before mask and softmax, as released, because a causal model has "
-            "no attention from the image to the question behind it. scores=probs: the attention that a token receives "
-            "from visual and from text tokens, and text attention to both ends of a bridge.",
-            "With logits, the weights are the softmax of a row over the tokens left, as released over all tokens.",
-            "Retention is the mean over the layers of the tokens entering them; the number per layer is solved for it. "
-            "A mean below what the layers before the start cost is out of reach; then one token is left in the end.",
-            "Starts inside layer 4 of 32, the paper's 4th (released: 5); other depths scale it. The last layer is left "
-            "out: nothing reads what it does to visual tokens.",
-            "The bridge has the factor 1/M of the text; the appendix omits it.",
-            "released=True: sum instead of mean over visual tokens, no 1/M, first visual token protected, discarded "
-            "tokens as targets, no division by 1 + sum of weights, positions numbered anew at each layer. Outputs of "
-            "one layer match the released code.",
-            "Not copied even then: the released code takes the first 576 places for the image, system prompt and all; "
-            "here the true span is used.",
-        ),
-        reported="LLaVA-1.5-7B at 3.3 / 2.4 / 1.5 TFLOPs: SQA 69.6 / 69.4 / 69.5 of 69.5, TextVQA 56.6 / 56.3 / 55.7 "
-        "of 58.2, GQA 61.1 / 60.6 / 53.2 of 62.5.",
-        finding=(
-            "With 8 layers the default start cannot average below 145 tokens, so 128 and 64 are that run, and one "
-            "token is left at the end. In ablations on 250 questions, asked for 128 tokens: 46.8 as it is, 42.8 "
-            "started at layer 0 (about 6 points either way)."
-        ),
-        order=32,
-    )
     inside = True
 
     retention: float = param(
@@ -140,3 +104,40 @@ class FiCoCoL(Method):
     def _count(self, context) -> int:
         """Tokens discarded at this layer; not above 0 if there are few enough."""
         return len(context.hidden) - self.left(context.shape, context.site.layer, context.base)
+
+
+FiCoCoL.card = Card(
+    name="ficoco-l",
+    title="FiCoCo-L",
+    family="merging",
+    summary="Inside the language model, layer by layer, patches that the prompt does not need are folded into the "
+    "few that they correlate with, directly or by way of the text.",
+    sites=("llm_layer",),
+    faithfulness="from the paper",
+    paper="arXiv 2411.17686",
+    code="kawhiiiileo/FiCoCo",
+    deviations=(
+        "scores=logits: head mean of the scores before mask and softmax, as released, because a causal model has "
+        "no attention from the image to the question behind it. scores=probs: the attention that a token receives "
+        "from visual and from text tokens, and text attention to both ends of a bridge.",
+        "With logits, the weights are the softmax of a row over the tokens left, as released over all tokens.",
+        "Retention is the mean over the layers of the tokens entering them; the number per layer is solved for it. "
+        "A mean below what the layers before the start cost is out of reach; then one token is left in the end.",
+        "Starts inside layer 4 of 32, the paper's 4th (released: 5); other depths scale it. The last layer is left "
+        "out: nothing reads what it does to visual tokens.",
+        "The bridge has the factor 1/M of the text; the appendix omits it.",
+        "released=True: sum instead of mean over visual tokens, no 1/M, first visual token protected, discarded "
+        "tokens as targets, no division by 1 + sum of weights, positions numbered anew at each layer. Outputs of "
+        "one layer match the released code.",
+        "Not copied even then: the released code takes the first 576 places for the image, system prompt and all; "
+        "here the true span is used.",
+    ),
+    reported="LLaVA-1.5-7B at 3.3 / 2.4 / 1.5 TFLOPs: SQA 69.6 / 69.4 / 69.5 of 69.5, TextVQA 56.6 / 56.3 / 55.7 "
+    "of 58.2, GQA 61.1 / 60.6 / 53.2 of 62.5.",
+    finding=(
+        "With 8 layers the default start cannot average below 145 tokens, so 128 and 64 are that run, and one "
+        "token is left at the end. In ablations on 250 questions, asked for 128 tokens: 46.8 as it is, 42.8 "
+        "started at layer 0 (about 6 points either way)."
+    ),
+    order=32,
+)

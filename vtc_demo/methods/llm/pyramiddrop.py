@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
@@ -26,25 +25,6 @@ def keep_count(base: int, ratio: float) -> int:
 class PyramidDrop(Method):
     """Three cuts inside the LLM, each ranked with the weights of the layer about to run."""
 
-    card: ClassVar[Card] = Card(
-        name="pyramiddrop",
-        title="PyramidDrop",
-        family="pruning by text attention",
-        summary="The language model starts with all patches and drops a share of them at each quarter of its depth.",
-        sites=("llm_layer",),
-        faithfulness="matches released code",
-        paper="arXiv 2410.17247",
-        code="Cooperx521/PyramidDrop",
-        deviations=(
-            "Cuts at 1/4, 1/2 and 3/4 of the layers: as released (8, 16, 24) for 32 layers, rounded down otherwise.",
-            "The share left at the end is set; each cut keeps its cube root (0.125: half each time, as released).",
-            "As released, tokens are ranked by the last prompt token alone, with the weights of the following layer.",
-            "As released, positions are numbered anew after each cut.",
-            "The released code rebuilds a padding mask with the old length; no padding is used here.",
-        ),
-        reported="40% less training time and 55% fewer inference FLOPs on LLaVA-NeXT at comparable accuracy.",
-        order=21,
-    )
     positions = "renumber"
 
     retention: float = param(
@@ -62,7 +42,7 @@ class PyramidDrop(Method):
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Share of the initial tokens after each stage, rounded lest int() trip over the last bit of a root."""
+        """Share of the initial tokens after each stage, rounded: the last bit of a root must not cost int() a token."""
         return tuple(round(self.retention ** (k / STAGES), 12) for k in range(1, STAGES + 1))
 
     def sites(self, shape: ModelShape):
@@ -79,3 +59,24 @@ class PyramidDrop(Method):
         last_row = context.attention("last", of="next")[:, 0]  # [heads, 1, S] -> [heads, S]
         keep = min(n, keep_count(context.base, self.ratios[stage]))
         return Reduction.select(select(last_row, context.visual, keep), n)
+
+
+PyramidDrop.card = Card(
+    name="pyramiddrop",
+    title="PyramidDrop",
+    family="pruning by text attention",
+    summary="The language model starts with all patches and drops a share of them at each quarter of its depth.",
+    sites=("llm_layer",),
+    faithfulness="matches released code",
+    paper="arXiv 2410.17247",
+    code="Cooperx521/PyramidDrop",
+    deviations=(
+        "Cuts at 1/4, 1/2 and 3/4 of the layers: as released (8, 16, 24) for 32 layers, rounded down otherwise.",
+        "The share left at the end is set; each cut keeps its cube root (0.125: half each time, as released).",
+        "As released, tokens are ranked by the last prompt token alone, with the weights of the following layer.",
+        "As released, positions are numbered anew after each cut.",
+        "The released code rebuilds a padding mask with the old length; no padding is used here.",
+    ),
+    reported="40% less training time and 55% fewer inference FLOPs on LLaVA-NeXT at comparable accuracy.",
+    order=21,
+)

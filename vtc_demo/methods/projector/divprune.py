@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,25 +42,6 @@ def farthest_first(distance: Tensor, keep: int) -> Tensor:
 class DivPrune(Method):
     """Keeps mutually dissimilar tokens."""
 
-    card: ClassVar[Card] = Card(
-        name="divprune",
-        title="DivPrune",
-        family="diversity/coverage",
-        summary="Patches are picked one by one, each as different as possible from those already picked.",
-        sites=("llm_input",),
-        faithfulness="matches released code",
-        paper="arXiv 2503.02175",
-        code="vbdi/divprune",
-        deviations=(
-            "The default keeps 25%; the released scripts keep 9.8%.",
-            "The true place of the image in the prompt is used; the released code assumes 35 tokens before it.",
-            "A token is never picked twice; the released code can do so when only copies of picked ones remain.",
-            "Like the paper's, this greedy search approximates the best subset.",
-        ),
-        reported="Best reported accuracy over 16 image and video datasets without fine-tuning, at 9.8% of the tokens.",
-        order=12,
-    )
-
     def sites(self, shape):
         return (Site("llm_input"),)
 
@@ -73,3 +53,23 @@ class DivPrune(Method):
     def overhead_flops(self, context):
         n, dim = context.hidden.shape
         return 3 * n * dim + 2 * n * n * dim + n * n  # unit length, similarities, distances from them
+
+
+DivPrune.card = Card(
+    name="divprune",
+    title="DivPrune",
+    family="diversity/coverage",
+    summary="Patches are picked one by one, each as different as possible from those already picked.",
+    sites=("llm_input",),
+    faithfulness="matches released code",
+    paper="arXiv 2503.02175",
+    code="vbdi/divprune",
+    deviations=(
+        "The default keeps 25%; the released scripts keep 9.8%.",
+        "The true place of the image in the prompt is used; the released code assumes 35 tokens before it.",
+        "A token is never picked twice; the released code can do so when only copies of picked ones remain.",
+        "Like the paper's, this greedy search approximates the best subset.",
+    ),
+    reported="Best reported accuracy over 16 image and video datasets without fine-tuning, at 9.8% of the tokens.",
+    order=12,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -24,25 +23,6 @@ def select(cls_attention: Tensor, keep: int) -> Tensor:
 class FasterVLM(Method):
     """Ranks patches by CLS attention and keeps the best."""
 
-    card: ClassVar[Card] = Card(
-        name="fastervlm",
-        title="FasterVLM",
-        family="pruning by vision attention",
-        summary="The image encoder already knows where it looked most; only those patches go on to the language model.",
-        sites=("projector",),
-        faithfulness="matches released code",
-        paper="arXiv 2412.01818",
-        code="Theia-4869/FasterVLM",
-        deviations=(
-            "Selects before the projector instead of after it; the same tokens, as the projector works token by token.",
-            "Encoder without CLS token: scored by the attention a patch receives, averaged over all rows.",
-            "Equal scores: the lowest index wins; the released top-k leaves their order open.",
-            "The released code drops the newline tokens of LLaVA-NeXT, so all tokens are not its full input.",
-        ),
-        reported="95% of the tokens pruned keeps 90% of LLaVA-1.5-7B's performance.",
-        order=10,
-    )
-
     def sites(self, shape):
         return (Site("projector"),)
 
@@ -53,3 +33,23 @@ class FasterVLM(Method):
 
     def overhead_flops(self, context):
         return patch_attention_flops(context)
+
+
+FasterVLM.card = Card(
+    name="fastervlm",
+    title="FasterVLM",
+    family="pruning by vision attention",
+    summary="The image encoder already knows where it looked most; only those patches go on to the language model.",
+    sites=("projector",),
+    faithfulness="matches released code",
+    paper="arXiv 2412.01818",
+    code="Theia-4869/FasterVLM",
+    deviations=(
+        "Selects before the projector instead of after it; the same tokens, as the projector works token by token.",
+        "Encoder without CLS token: scored by the attention a patch receives, averaged over all rows.",
+        "Equal scores: the lowest index wins; the released top-k leaves their order open.",
+        "The released code drops the newline tokens of LLaVA-NeXT, so all tokens are not its full input.",
+    ),
+    reported="95% of the tokens pruned keeps 90% of LLaVA-1.5-7B's performance.",
+    order=10,
+)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -65,28 +64,6 @@ def assign(metric: Tensor, source: Tensor, target: Tensor) -> Tensor:
 class VisionZip(Method):
     """Keeps dominant patches and averages the rest into contextual tokens."""
 
-    card: ClassVar[Card] = Card(
-        name="visionzip",
-        title="VisionZip",
-        family="pruning by vision attention",
-        summary="The patches the image encoder looked at most are kept; all others are averaged into a few tokens.",
-        sites=("projector",),
-        faithfulness="matches released code",
-        paper="arXiv 2412.04467",
-        code="dvlab-research/VisionZip",
-        deviations=(
-            "Any budget is split 5.4 : 1 between dominant and contextual tokens, as 64, 128 and 192 are.",
-            "As released, a contextual token is its target plus the mean of its group, about twice the norm of a mean; "
-            "`average` gives the true mean.",
-            "As released, the CLS token is kept and counts as one dominant token.",
-            "Encoder without CLS token: the attention a patch receives, averaged over all rows, takes the place of CLS "
-            "attention, and all dominant tokens are patches.",
-            "The optional tuning of the projector is not covered.",
-        ),
-        reported="About 95% of performance with 10% of the tokens; prefill about 8x faster on LLaVA-NeXT.",
-        order=11,
-    )
-
     average: bool = param(False, "contextual tokens are true means (released code: target plus mean of its group)")
 
     def sites(self, shape):
@@ -104,3 +81,26 @@ class VisionZip(Method):
         width, sources = dim // context.shape.vision_heads, n - dominant - contextual
         similarity = 3 * n * width + 2 * sources * contextual * width
         return patch_attention_flops(context) + n * dim + (similarity if contextual else 0)
+
+
+VisionZip.card = Card(
+    name="visionzip",
+    title="VisionZip",
+    family="pruning by vision attention",
+    summary="The patches the image encoder looked at most are kept; all others are averaged into a few tokens.",
+    sites=("projector",),
+    faithfulness="matches released code",
+    paper="arXiv 2412.04467",
+    code="dvlab-research/VisionZip",
+    deviations=(
+        "Any budget is split 5.4 : 1 between dominant and contextual tokens, as 64, 128 and 192 are.",
+        "As released, a contextual token is its target plus the mean of its group, about twice the norm of a mean; "
+        "`average` gives the true mean.",
+        "As released, the CLS token is kept and counts as one dominant token.",
+        "Encoder without CLS token: the attention a patch receives, averaged over all rows, takes the place of CLS "
+        "attention, and all dominant tokens are patches.",
+        "The optional tuning of the projector is not covered.",
+    ),
+    reported="About 95% of performance with 10% of the tokens; prefill about 8x faster on LLaVA-NeXT.",
+    order=11,
+)

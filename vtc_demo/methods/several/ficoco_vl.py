@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
@@ -19,26 +18,6 @@ from ..llm import ficoco_l
 class FiCoCoVL(Method):
     """Both variants in one pass."""
 
-    card: ClassVar[Card] = Card(
-        name="ficoco-vl",
-        title="FiCoCo-VL",
-        family="merging",
-        summary="FiCoCo-V inside the image encoder, then FiCoCo-L inside the language model on the patches left.",
-        sites=("vision_layer", "llm_layer"),
-        faithfulness="from the paper",
-        paper="arXiv 2411.17686",
-        code="kawhiiiileo/FiCoCo",
-        deviations=(
-            "No source says how the reduction is split; `split` is the exponent: of 576 tokens with retention 1/9 the "
-            "encoder leaves 576 * (1/9)^split, and the language model brings the mean over its layers to 64.",
-            "In the first version of the paper only; the fourth dropped it.",
-            "Everything else as in FiCoCo-V and FiCoCo-L with their defaults; released=True switches both.",
-        ),
-        reported="LLaVA-1.5-7B at 3.3 / 1.5 TFLOPs: SQA 68.3 / 68.1 of 69.5, TextVQA 55.1 / 54.7 of 58.2, "
-        "GQA 58.7 / 57.4.",
-        finding="At 128 and 64 its language stage ends at one token, as FiCoCo-L does.",
-        order=33,
-    )
     inside = True
 
     retention: float = param(
@@ -67,3 +46,24 @@ class FiCoCoVL(Method):
 
     def overhead_flops(self, context):
         return (self.language if context.site.kind == "llm_layer" else self.vision).overhead_flops(context)
+
+
+FiCoCoVL.card = Card(
+    name="ficoco-vl",
+    title="FiCoCo-VL",
+    family="merging",
+    summary="FiCoCo-V inside the image encoder, then FiCoCo-L inside the language model on the patches left.",
+    sites=("vision_layer", "llm_layer"),
+    faithfulness="from the paper",
+    paper="arXiv 2411.17686",
+    code="kawhiiiileo/FiCoCo",
+    deviations=(
+        "No source says how the reduction is split; `split` is the exponent: of 576 tokens with retention 1/9 the "
+        "encoder leaves 576 * (1/9)^split, and the language model brings the mean over its layers to 64.",
+        "In the first version of the paper only; the fourth dropped it.",
+        "Everything else as in FiCoCo-V and FiCoCo-L with their defaults; released=True switches both.",
+    ),
+    reported="LLaVA-1.5-7B at 3.3 / 1.5 TFLOPs: SQA 68.3 / 68.1 of 69.5, TextVQA 55.1 / 54.7 of 58.2, GQA 58.7 / 57.4.",
+    finding="At 128 and 64 its language stage ends at one token, as FiCoCo-L does.",
+    order=33,
+)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -155,43 +154,6 @@ def counts(n: int, wanted: int, at: tuple[int, ...], depth: int, floor: int, ave
 class MustDrop(Method):
     """Three stages, each with its switch: encoder, prefill, cache."""
 
-    card: ClassVar[Card] = Card(
-        name="mustdrop",
-        title="MustDrop",
-        family="multi-stage",
-        summary="Look-alike neighbours are averaged in the image encoder, patches that no word of the question looks "
-        "at go in steps inside the language model, and what did not survive leaves the cache.",
-        sites=("vision_layer", "projector", "llm_layer", "kv_cache"),
-        faithfulness="matches released code",
-        paper="arXiv 2411.10803",
-        code="liuting20/MustDrop",
-        deviations=(
-            "mode=threshold is the published way: the count varies with image and question. mode=budget scales both "
-            "thresholds at each cut by one factor so that the wanted count stays; counts fall geometrically.",
-            "Published thresholds (gamma, alpha): 192 tokens on average 0.001, 0.001; 128: 0.0012, 0.001; 64: 0.011, "
-            "0.01 (VizWiz: 0.005, 0.001).",
-            "An average lower than what the layers before the first cut cost is out of reach; then the key set, or "
-            "the wanted count if that is less, is left from the first cut on. At least one token always stays.",
-            "Pruning layers 2, 6, 10, 14 belong to 32 layers; other depths scale them. The released code has the last "
-            "layer's index 32 fixed.",
-            "The figure of the paper has 2 x 2 windows and a key set of 5%; the code, and this, 3 x 3 and 8%.",
-            "As released, merged windows move in front of all other patches; raster=True keeps the order of the image.",
-            "Positions stay those of the full sequence. The released code numbers them anew at each cut and takes each "
-            "layer's cache length for new tokens, which contradicts the keys in the trimmed layers: "
-            "released_positions=True.",
-            "'Output-aware' cache trimming uses only which tokens survived prefill, as released.",
-            "Only the rows that are needed are computed; the released code switches to full attention maps for good.",
-            "Grid not a multiple of the window: the last rows or columns are not merged. Encoder without CLS token: "
-            "the attention a patch receives ranks the key set. No layer after the feature layer: that layer does.",
-        ),
-        reported="88.5% fewer FLOPs on LLaVA. LLaVA-1.5-7B at 192 / 128 / 64 tokens on average: GQA 58.2 / 56.9 / "
-        "53.1 of 61.9, TextVQA 56.5 / 56.3 / 54.2 of 58.2.",
-        finding=(  # assets/measurements/embedded_ablations.json
-            "In ablations on 250 questions, asked for 128 tokens: 60.0 as it is, 60.8 without merging, 64.8 without "
-            "the cache stage, 70.0 without the key set; all intervals (about 6 points either way) overlap."
-        ),
-        order=30,
-    )
     adaptive = True
 
     retention: float = param(
@@ -294,3 +256,42 @@ class MustDrop(Method):
             return n if context.extra else n * n
         looked = 1 + (self.mode == "threshold")  # anew where no token passes
         return looked * len(context.text) * n if kind == "llm_layer" else 0
+
+
+MustDrop.card = Card(
+    name="mustdrop",
+    title="MustDrop",
+    family="multi-stage",
+    summary="Look-alike neighbours are averaged in the image encoder, patches that no word of the question looks "
+    "at go in steps inside the language model, and what did not survive leaves the cache.",
+    sites=("vision_layer", "projector", "llm_layer", "kv_cache"),
+    faithfulness="matches released code",
+    paper="arXiv 2411.10803",
+    code="liuting20/MustDrop",
+    deviations=(
+        "mode=threshold is the published way: the count varies with image and question. mode=budget scales both "
+        "thresholds at each cut by one factor so that the wanted count stays; counts fall geometrically.",
+        "Published thresholds (gamma, alpha): 192 tokens on average 0.001, 0.001; 128: 0.0012, 0.001; 64: 0.011, "
+        "0.01 (VizWiz: 0.005, 0.001).",
+        "An average lower than what the layers before the first cut cost is out of reach; then the key set, or "
+        "the wanted count if that is less, is left from the first cut on. At least one token always stays.",
+        "Pruning layers 2, 6, 10, 14 belong to 32 layers; other depths scale them. The released code has the last "
+        "layer's index 32 fixed.",
+        "The figure of the paper has 2 x 2 windows and a key set of 5%; the code, and this, 3 x 3 and 8%.",
+        "As released, merged windows move in front of all other patches; raster=True keeps the order of the image.",
+        "Positions stay those of the full sequence. The released code numbers them anew at each cut and takes each "
+        "layer's cache length for new tokens, which contradicts the keys in the trimmed layers: "
+        "released_positions=True.",
+        "'Output-aware' cache trimming uses only which tokens survived prefill, as released.",
+        "Only the rows that are needed are computed; the released code switches to full attention maps for good.",
+        "Grid not a multiple of the window: the last rows or columns are not merged. Encoder without CLS token: "
+        "the attention a patch receives ranks the key set. No layer after the feature layer: that layer does.",
+    ),
+    reported="88.5% fewer FLOPs on LLaVA. LLaVA-1.5-7B at 192 / 128 / 64 tokens on average: GQA 58.2 / 56.9 / "
+    "53.1 of 61.9, TextVQA 56.5 / 56.3 / 54.2 of 58.2.",
+    finding=(  # assets/measurements/embedded_ablations.json
+        "In ablations on 250 questions, asked for 128 tokens: 60.0 as it is, 60.8 without merging, 64.8 without "
+        "the cache stage, 70.0 without the key set; all intervals (about 6 points either way) overlap."
+    ),
+    order=30,
+)
