@@ -45,7 +45,8 @@ class Asking:
 
     def lay(self, layout: Layout) -> None:
         """Learn how the pictures are laid out; from here on there are a trace and the final shape."""
-        if not layout.plain and (site := next((s for s in self.sites if s.kind == "vision_layer"), None)):
+        site = min((s for s in self.sites if s.kind == "vision_layer"), key=lambda s: s.layer, default=None)
+        if not layout.plain and site is not None:
             raise ValueError(
                 f"{self.method.card.name}: {site} cannot be used with this model or picture: tokens can leave inside a "
                 "tower only where it encodes one view, whose tokens reach the language model one by one"
