@@ -16,6 +16,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import get_args
@@ -137,6 +138,7 @@ def _load_files(files: Iterable[Path], load: Callable[[Path], ModuleType]) -> li
 def _import_file(file: Path) -> ModuleType:
     name = f"vtc_methods_{hashlib.sha1(str(file).encode()).hexdigest()[:8]}_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None  # of a .py file
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up there
     try:
@@ -149,7 +151,7 @@ def _import_file(file: Path) -> ModuleType:
 
 def _register(module: ModuleType) -> list[str]:
     """Check and register the Method classes that a module defines; all or none. Helper modules define none."""
-    found = {}
+    found: dict[str, type[Method]] = {}
     for cls in vars(module).values():
         own = isinstance(cls, type) and issubclass(cls, Method) and cls.__module__ == module.__name__
         if own and "card" in vars(cls):
@@ -182,7 +184,7 @@ def _check_class(cls: type[Method]) -> None:
         raise ValueError(f"{where}: faithfulness must be one of {', '.join(get_args(Faithfulness))}")
     if isinstance(card.sites, str) or not set(card.sites) <= set(SITE_ORDER):
         raise ValueError(f"{where}: sites must be a tuple of {', '.join(SITE_ORDER)}")
-    if "__dataclass_params__" not in vars(cls) or not cls.__dataclass_params__.frozen:
+    if "__dataclass_params__" not in vars(cls) or not vars(cls)["__dataclass_params__"].frozen:
         raise ValueError(f"{where} must be decorated with @dataclass(frozen=True)")
     if inspect.isabstract(cls):
         raise ValueError(f"{where} lacks {' and '.join(sorted(cls.__abstractmethods__))}")
@@ -191,7 +193,7 @@ def _check_class(cls: type[Method]) -> None:
 
 for _package in (methods, connectors):
     _files = discovery.files(Path(_package.__path__[0]), _package.NOT_METHODS)
-    _load_files(_files, lambda file, package=_package: discovery.load(file, package))
+    _load_files(_files, partial(discovery.load, package=_package))
 
 
 # -- folders of others ------------------------------------------------------------------------------------------------

@@ -180,7 +180,7 @@ def _best(record: dict, shown: Collection[str], tokens: int, measure: str, kind:
 
 
 def _line(
-    rows: list[dict], budgets: list[int], hues: dict, measure: str, kind: str, told: bool, best: dict[int, float]
+    rows: list[dict], budgets: list[int], hues: dict, measure: str, kind: str, told: bool, best: dict[int, float | None]
 ) -> str:
     first = rows[0]
     hue = hues.get(first["method"]["method"], OTHER[0])
@@ -234,7 +234,8 @@ def summary(record: dict, tokens: int = 64) -> str:
         f"At {nearest} of {record['model']['patches']} tokens, {better} of {len(rows)} methods {_are(better)} better "
     )
     text += f"than random on the same questions and {worse} {_are(worse)} worse; for {rest} it cannot be told"
-    return text + (f". With every token {value(full, 'accuracy', ALL)[0]:.0f} % is right." if full else ".")
+    every = full and value(full, "accuracy", ALL)
+    return text + (f". With every token {every[0]:.0f} % is right." if every else ".")
 
 
 def _are(n: int) -> str:

@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 import json
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -95,7 +95,7 @@ class SeededContext:
 
     @property
     def text(self) -> Tensor | None:
-        return others(self.visual, len(self.sequence)) if self.in_llm else None
+        return others(self.tensors["visual"], len(self.tensors["sequence"])) if self.in_llm else None
 
     @property
     def anchors(self) -> Tensor:
@@ -148,7 +148,8 @@ def rehearse(
     Raises Broken with the site, the number of tokens and the line of the file where a hook broke off.
     """
     extra, entered = int(shape.has_cls), None  # entered: visual tokens that came to the language model
-    n, out, memory = shape.patches + extra, [], {}
+    n, out = shape.patches + extra, []
+    memory: dict[str, Any] = {}
     for site in _sites(method, shape):
         if site.kind not in ("vision_layer", "projector"):
             n, extra = n - extra, 0
@@ -248,7 +249,7 @@ def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
             yield f"Reduction.{name} must hold indices from 0 to {size - 1}"
     if reduction.anchor.shape != (reduction.m,) or reduction.new.shape != reduction.old.shape:
         yield "Reduction.anchor needs one entry per new token, and new and old must be equally long"
-    elif reduction.is_selection:
+    elif reduction.weight is None:
         if not torch.equal(reduction.old, reduction.anchor):
             yield "a kept token stands at its own place: Reduction.anchor must equal Reduction.old"
         elif not torch.equal(reduction.old, reduction.old.unique()):
@@ -401,10 +402,12 @@ def _retentions(cls: type[Method]) -> list[float]:
 
 
 def _same(a: Reduction | None, b: Reduction | None) -> bool:
-    return a is b or (torch.equal(a.dense(), b.dense()) and torch.equal(a.anchor, b.anchor))
+    if a is None or b is None:
+        return a is b
+    return torch.equal(a.dense(), b.dense()) and torch.equal(a.anchor, b.anchor)
 
 
-def _list(names: set[str]) -> str:
+def _list(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "none"
 
 
