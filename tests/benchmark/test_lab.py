@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig
 
 from vtc_demo import cost, models, registry
-from vtc_demo.benchmark import bench, lab, timing
+from vtc_demo.benchmark import budgets, lab, peak_memory, timing
 from vtc_demo.benchmark.lab import experiment, parts, passes, plan, report, settings, shapes
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.engine import Pass
@@ -126,7 +126,7 @@ def test_more_tokens_and_answers_cost_more():
 def test_own_work_is_what_the_engine_books_on_the_real_model(name):
     """On the weights of the embedded VLM, with the same picture and prompt."""
     vlm, shape = models.load_vlm("embedded", device="cpu"), shapes.pick("embedded")
-    (_, method), *_ = bench.at_budgets(name, [64], shape.visual)
+    (_, method), *_ = budgets.at_budgets(name, [64], shape.visual)
     work = Pass(vlm, method, seed=0)
     with torch.inference_mode():
         encoded = work.encode(shape.inputs(work.side))
@@ -139,7 +139,7 @@ def test_own_work_is_what_the_engine_books_on_the_real_model(name):
 
 def test_own_work_that_depends_on_the_picture_is_that_of_the_pass_that_was_made():
     shape = shapes.pick("embedded")
-    (_, method), *_ = bench.at_budgets("mustdrop", [64], shape.visual)
+    (_, method), *_ = budgets.at_budgets("mustdrop", [64], shape.visual)
     found = plan.plan(shape, method, 64)
     scores = cost.linear_flops(1, shape.spec.vision_width, shape.visual)
     assert method.adaptive and found.own > scores
@@ -163,7 +163,7 @@ def test_where_own_work_cannot_be_counted_that_is_said(name):
 
 
 def test_a_hook_that_fails_on_stand_ins_leaves_its_work_uncounted(monkeypatch):
-    shape, (_, method) = shapes.pick("embedded"), bench.at_budgets("fastv", [91], 576)[0]
+    shape, (_, method) = shapes.pick("embedded"), budgets.at_budgets("fastv", [91], 576)[0]
 
     def broken(self):
         raise RuntimeError("no values here")
@@ -320,7 +320,7 @@ def test_memory_of_a_prefill_is_known_beforehand(name, batch):
     job = made.job(parts.Point("prefill", 640, batch))
     job()
     entering = 4 * batch * 640 * shape.spec.hidden
-    assert 4 * asked[0] == pytest.approx(entering + bench.peak_bytes(job, torch.device("cpu")), rel=0.02)
+    assert 4 * asked[0] == pytest.approx(entering + peak_memory.peak_bytes(job, torch.device("cpu")), rel=0.02)
 
 
 def test_a_prefill_that_does_not_fit_is_left_out_and_told(monkeypatch):

@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import vtc_demo as vtc
 from vtc_demo import engine, registry
-from vtc_demo.benchmark import bench, references
+from vtc_demo.benchmark import bench, measurements, references, tables
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_the_same_tokens_and_answers_as_on_demand(vlm, name, retention):
         for question in scene.questions[:2]:
             ours = engine.run(vlm, scene.image, question.text, method)
             theirs = references.run(vlm, scene.image, question.text, method)
-            assert bench.survivors(ours) == bench.survivors(theirs), question.text
+            assert measurements.survivors(ours) == measurements.survivors(theirs), question.text
             assert ours.token_ids == theirs.token_ids, question.text
 
 
@@ -100,5 +100,5 @@ def test_benchmark_beside_the_references():
         assert row["same_answer"] and row["same_tokens"]
         assert set(row["ratios"]) == {"vision", "prefill", "ttft", "wall"} and row["ratios"]["ttft"]["n"] == 1
         assert row["reference_peak_bytes"] > row["peak_bytes"] > 0
-    text = bench.table(found)
+    text = tables.table(found)
     assert "all maps / on demand" in text and text.count("FastV @ 9") >= 3

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import vtc_demo as vtc
 from vtc_demo import registry, world
-from vtc_demo.benchmark import bench
+from vtc_demo.benchmark import budgets
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
@@ -295,7 +295,7 @@ def test_a_sweep_and_a_benchmark_take_every_method(vlm):
     rows = {(row["method"]["method"], round(row["final_tokens"])) for row in record["rows"]}
     assert {("patch-merger", 144), ("q-former", 144), ("q-former", 20), ("vlora", 0)} <= rows
     assert [left["method"]["method"] for left in record["left_out"]] == ["tokenpacker"]
-    assert [(n, m.retention) for n, m in bench.at_budgets("patch-merger", (192, 64), N)] == [(144, 0.25)]
+    assert [(n, m.retention) for n, m in budgets.at_budgets("patch-merger", (192, 64), N)] == [(144, 0.25)]
 
 
 def test_focusllava_ends_at_its_budget(vlm):

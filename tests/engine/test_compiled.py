@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 import vtc_demo as vtc
 from vtc_demo import engine, registry
-from vtc_demo.benchmark import bench
+from vtc_demo.benchmark import bench, measurements, tables
 from vtc_demo.engine import compiled
 
 METHODS = ["full", "fastervlm@0.1111", "fastv@0.1111", "pyramiddrop@0.2", "mustdrop", "ficoco-l@0.3"]
@@ -34,7 +34,7 @@ def test_the_same_tokens_answers_and_cache(pair, name):
     for question in scene.questions[:2]:
         options = {"max_new_tokens": 6, "ignore_eos": True}
         plain, fused = (engine.run(vlm, scene.image, question.text, method, **options) for vlm in pair)
-        assert bench.survivors(plain) == bench.survivors(fused)
+        assert measurements.survivors(plain) == measurements.survivors(fused)
         assert plain.token_ids == fused.token_ids and plain.kv_lengths == fused.kv_lengths
         assert plain.kv_bytes == fused.kv_bytes and plain.flops == fused.flops
 
@@ -116,5 +116,5 @@ def test_benchmark_beside_compiled_layers(monkeypatch):
     assert [row["method"]["method"] for row in found["compiled"]] == ["full", "random", "fastv"]
     for row in found["compiled"]:
         assert row["same_answer"] and row["first_seconds"] > 0
-        assert set(row["ratios"]) == set(bench.COMPILED) and row["ratios"]["prefill"]["n"] == 1
-    assert "as is / compiled" in bench.table(found)
+        assert set(row["ratios"]) == set(measurements.COMPILED) and row["ratios"]["prefill"]["n"] == 1
+    assert "as is / compiled" in tables.table(found)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtc_demo.benchmark import bench
+from vtc_demo.benchmark import measurements, tables
 from vtc_demo.evaluation import page
 
 ROOT = Path(__file__).parents[2]
@@ -64,11 +64,11 @@ def test_the_way_of_released_codes(performance):
 
 
 def test_compiled_layers(performance):
-    rows = {bench.label(row): row for row in record("compiled-cpu.json")["compiled"]}
+    rows = {tables.label(row): row for row in record("compiled-cpu.json")["compiled"]}
     shown = table(performance, "as is over compiled")
     assert set(shown) == set(rows) and all(row["same_answer"] for row in rows.values())
     for label, cells in shown.items():
-        assert cells == [f"{rows[label]['ratios'][name]['median']:.2f}" for name in bench.COMPILED], label
+        assert cells == [f"{rows[label]['ratios'][name]['median']:.2f}" for name in measurements.COMPILED], label
 
 
 def test_percentages_beside_the_table_of_accuracies_stand_in_it():

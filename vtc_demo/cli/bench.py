@@ -39,7 +39,8 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from vtc_demo import world
-    from vtc_demo.benchmark.bench import bench, table
+    from vtc_demo.benchmark.bench import bench
+    from vtc_demo.benchmark.tables import table
 
     names = load_folders(args)
     check_methods(names)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vtc_demo import engine, registry, world
-from vtc_demo.benchmark.bench import at_budgets
+from vtc_demo.benchmark.budgets import at_budgets
 from vtc_demo.comparison.matching import Matcher
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.core.method import Method

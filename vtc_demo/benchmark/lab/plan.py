@@ -16,7 +16,7 @@ from vtc_demo.core.method import Method
 from vtc_demo.engine import Pass, dry
 from vtc_demo.models.layout import Prompt
 
-from ..bench import at_budgets
+from ..budgets import at_budgets
 from .shapes import Shape
 
 VIEWS = "this shape encodes a picture as several views, or merges the tower's tokens"
