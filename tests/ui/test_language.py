@@ -130,7 +130,7 @@ LEFT = """(titles) => {
 TERMS = """
 tokens? VLM LLM FLOPs FLOP GFLOP MACs KV GPU CPU cpu JSON CSV PNG Python CLS IQR ms px kB MB GB TB LM GQA MLP Wilson
 bootstrap roofline arXiv torch transformers? bfloat16 float32 AMD EPYC Intel None Reduction tokenizer Apache License
-seed flops overhead view English API ViT zoo true fastv divprune pyramiddrop sparsevlm vica llm-viewer gqa
+seed flops overhead context English API ViT zoo true fastv divprune pyramiddrop sparsevlm vica llm-viewer gqa
 """
 TERMS = [*TERMS.split(), r"vtc_demo/\S+", r"[\w-]+\.(?:json|py|jsonl)", r"\d*(?:ndm|nd\^2)", "d_kv"]
 TERMS += ["What number is written", "How many stars are there", "Is there a key"]

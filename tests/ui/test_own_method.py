@@ -21,6 +21,8 @@ def changed(old, new, text=GOOD):
     return text.replace(old, new)
 
 
+LAST = "return 2 * n * dim"  # of the class
+
 # Each breaks one rule of a method that keeps them all otherwise.
 BROKEN = {
     "syntax": ("def f(:\n", "load", "not valid Python"),
@@ -32,7 +34,7 @@ BROKEN = {
     "places": (changed('sites=("llm_input",)', 'sites=("projector",)'), "card", "sites() gives llm_input"),
     "unfounded": (changed('"in the style of"', '"matches released code"'), "card", "paper, reported, code"),
     "helpless": (changed('"order of the norm"', '""'), "card", "power has no help"),
-    "namesake": (changed("class Mine", "class FastV"), "load", "class is called FastV too"),
+    "namesake": (changed("Mine", "FastV"), "load", "class is called FastV too"),
     "deep": (changed('Site("llm_input")', 'Site("llm_layer", shape.oops)'), "card", "sites() refuses a model of 4"),
     "typo": (changed("self.power), ", "self.powr), "), "reductions", "typo.py, line"),
     "list": (changed(REDUCE, "return [0, 1]"), "reductions", "must return a Reduction or None, not list"),
@@ -63,7 +65,8 @@ BROKEN = {
         "retention",
         "is accepted",
     ),
-    "half": (changed("return 2 * n * dim", "return n * dim / 2"), "overhead", "must be a whole number"),
+    "half": (changed(LAST, "return n * dim / 2"), "overhead", "must be a whole number"),
+    "forgotten": (changed(LAST, "return 0"), "overhead", "declares 0 FLOPs, but the hook computes"),
 }  # fmt: skip
 
 
@@ -103,7 +106,7 @@ def test_every_rule_is_broken_by_an_example():
 
 def test_a_broken_spec(tmp_path, forgetful):
     spec = '\n    def spec(self):\n        return {"method": "mine", "retention": 0.5}\n'
-    (tmp_path / "mine.py").write_text(GOOD + spec, encoding="utf-8")
+    (tmp_path / "mine.py").write_text(changed(LAST, LAST + spec), encoding="utf-8")
     (finding, *_) = registry.check_folder(tmp_path)["mine"]
     assert finding.check == "spec" and "does not come back" in finding.message
 
