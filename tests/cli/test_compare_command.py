@@ -138,6 +138,7 @@ def test_the_answer_is_known_for_questions_of_the_scene():
     assert read()[0].tobytes() == scene.image.tobytes()
 
 
+@pytest.mark.slow
 def test_as_a_module(files, tmp_path):
     """From any folder; nothing but the result on stdout and nothing on stderr."""
     done = subprocess.run(

@@ -2,12 +2,15 @@
 
 import json
 
+import pytest
+
 from vtc_demo import world
 from vtc_demo.cli import main
 from vtc_demo.evaluation import page, zoo_training
 from vtc_demo.evaluation.accuracy import markdown
 
 
+@pytest.mark.slow
 def test_it_writes_the_record_and_the_table(model, tmp_path, capsys, refused):
     readme, out = tmp_path / "page.md", tmp_path / "record.json"
     readme.write_text("before\n<!-- accuracy:begin -->\nold\n<!-- accuracy:end -->\nafter\n")

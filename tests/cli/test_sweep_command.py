@@ -2,10 +2,13 @@
 
 import json
 
+import pytest
+
 from vtc_demo.cli import main
 from vtc_demo.evaluation import records
 
 
+@pytest.mark.slow
 def test_it_writes_its_record_and_goes_on(model, tmp_path, capsys, refused):
     out, table = tmp_path / "sweep.json", tmp_path / "sweep.csv"
     line = ["sweep", "--methods", "fastv", "--tokens", "64", "--model", str(model), "--out", str(out)]

@@ -28,6 +28,7 @@ def test_the_embedded_model(tmp_path, capsys, refused):
     assert "side-168" in (tmp_path / "more" / "log.jsonl").read_text().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_the_zoo(tmp_path, capsys):
     few = ["--steps", "1", "--tune", "1", "--batch", "2", "--images", "2"]
     line = ["train", "zoo", "llava-mlp", "--folder", str(tmp_path / "run"), "--out", str(tmp_path / "out"), *few]

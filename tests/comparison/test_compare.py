@@ -251,6 +251,7 @@ def test_a_checkout_without_the_embedded_model(tmp_path, monkeypatch):
 
 
 # -- the package --------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_importing_the_package_is_quick_and_calms_threads():
     code = (
         "import os; [os.environ.pop(k, None) for k in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')]\n"

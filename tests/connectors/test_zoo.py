@@ -24,6 +24,7 @@ from vtc_demo.models import EMBEDDED
 from vtc_demo.training import build, zoo
 from vtc_demo.training.data import GRID
 
+pytestmark = pytest.mark.slow  # every connector is trained for two steps first
 NAMES = list(registry.trained())
 BESIDE = {name for name in NAMES if registry.trained()[name].connector.outside}
 N, IMAGES = 576, 4

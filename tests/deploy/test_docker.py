@@ -10,6 +10,7 @@ from packaging.version import Version
 
 from vtc_demo.deploy import spaces
 
+pytestmark = pytest.mark.slow  # every step of the Dockerfile is played
 ROOT = Path(__file__).resolve().parents[2]
 HOME = Path("home/user/app")
 
@@ -64,7 +65,6 @@ def test_a_step_that_fails_fails_the_build(tmp_path):
         dockerfile.Replay(context, tmp_path / "last").run()
 
 
-@pytest.mark.slow
 def test_the_docker_space_serves_and_says_which_model_it_could_not_load(tmp_path):
     """The written Space, built by its own Dockerfile, with a model that a public Space does not offer."""
     spaces.write("docker", tmp_path / "space")

@@ -5,6 +5,7 @@ from itertools import groupby
 import behaviour
 import pytest
 
+QUICK = ("llava", "llava_next")  # the families of the fast lane: one view, several views
 BY_MODEL = {name: list(cases) for name, cases in groupby(behaviour.read(), key=lambda line: line[0]["model"])}
 
 
@@ -15,7 +16,14 @@ def changed(cases) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("family", [name for name in BY_MODEL if name != behaviour.TRAINED])
+@pytest.mark.parametrize(
+    "family",
+    [
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in BY_MODEL
+        if name != behaviour.TRAINED
+    ],
+)
 def test_families_do_what_they_did(family):
     assert changed(BY_MODEL[family]) == []
 

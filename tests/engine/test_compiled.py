@@ -14,6 +14,7 @@ from vtc_demo import engine, registry
 from vtc_demo.benchmark import bench, measurements, tables
 from vtc_demo.engine import compiled
 
+pytestmark = pytest.mark.slow  # compiling takes its time
 METHODS = ["full", "fastervlm@0.1111", "fastv@0.1111", "pyramiddrop@0.2", "mustdrop", "ficoco-l@0.3"]
 
 

@@ -21,6 +21,7 @@ def vlm():
     return vtc.load_vlm("embedded")
 
 
+@pytest.mark.slow
 def test_plain_transformers_gives_the_engine_s_answers(vlm):
     processor = AutoProcessor.from_pretrained(FOLDER, local_files_only=True)
     model = AutoModelForImageTextToText.from_pretrained(FOLDER, local_files_only=True, dtype=torch.float32).eval()
