@@ -31,3 +31,10 @@ def test_it_writes_the_record_and_restores_the_threads(tmp_path, capsys):
 )
 def test_bad_input(refused, given, message):
     assert message in refused("lab", *given)
+
+
+def test_an_error_on_the_way_clears_the_bar(capsys):
+    with pytest.raises(SystemExit):
+        main(["lab", "--shape", "embedded", "--methods", "fastw"])
+    shown = capsys.readouterr().err.rpartition("\r")[2]  # what a terminal is left with
+    assert shown == "error: unknown method 'fastw'; did you mean fastv or fastervlm?\n"

@@ -54,7 +54,7 @@ def follow(settings) -> dict:
 
     from vtc_demo.benchmark import lab
 
-    with tqdm(total=100, file=sys.stderr, bar_format=BAR) as bar:
+    with tqdm(total=100, file=sys.stderr, bar_format=BAR, leave=False) as bar:  # an error is a line alone
         for event in lab.stream(settings):
             if event.kind == "stage":
                 bar.set_description(event.data)

@@ -10,7 +10,7 @@ from vtc_demo import registry
 from vtc_demo.core.assets import MEASUREMENTS
 from vtc_demo.core.card import Card
 
-from .zoo_tables import is_beside, recipe
+from .zoo_tables import is_outside, recipe
 
 RECORDS = MEASUREMENTS
 BUDGETS = (192, 128, 64)  # those of the papers' tables
@@ -92,7 +92,7 @@ def _trained(name: str, record: dict | None) -> str:
 def _asked(row: dict) -> str:
     if not row["tokens"]:
         return ""
-    return f"with {row['tokens']} beside the sequence " if is_beside(row) else f"at {row['tokens']} tokens "
+    return f"with {row['tokens']} beside the sequence " if is_outside(row) else f"at {row['tokens']} tokens "
 
 
 def _share(part: dict) -> str:

@@ -1,4 +1,4 @@
-"""Parts of a Markdown page that commands fill in: what stands between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
+"""Parts of a Markdown page that commands fill in: the lines between `<!-- NAME:begin -->` and `<!-- NAME:end -->`."""
 
 from __future__ import annotations
 

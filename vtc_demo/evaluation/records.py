@@ -32,7 +32,7 @@ COLUMNS = (
 
 
 @dataclass
-class Point:
+class SweepPoint:
     """One method at one budget with what its questions gave, in the order of the questions.
 
     tokens: the visual tokens asked for, None if the method takes no budget. right: 0 or 1; evidence: a share, None
@@ -89,7 +89,7 @@ class Asked:
         return [i for i, k in enumerate(self.kinds) if k == kind]
 
 
-def rows(points: Sequence[Point], asked: Asked) -> list[dict]:
+def rows(points: Sequence[SweepPoint], asked: Asked) -> list[dict]:
     """The figures of every point, JSON-ready. All points must have answered all the questions asked."""
     scenes = Scenes(asked.scenes)
     kinds = {kind: asked.places(kind) for kind in world.KINDS if kind in asked.kinds}
@@ -97,7 +97,9 @@ def rows(points: Sequence[Point], asked: Asked) -> list[dict]:
     return [_row(point, points, scenes, parts) for point in points]
 
 
-def _row(point: Point, points: Sequence[Point], scenes: Scenes, parts: dict[str, tuple[list[int], Scenes]]) -> dict:
+def _row(
+    point: SweepPoint, points: Sequence[SweepPoint], scenes: Scenes, parts: dict[str, tuple[list[int], Scenes]]
+) -> dict:
     n, card = len(point.right), point.method.card
     return {
         "method": point.method.spec(),
@@ -113,14 +115,14 @@ def _row(point: Point, points: Sequence[Point], scenes: Scenes, parts: dict[str,
     }
 
 
-def _part(point: Point, places: Sequence[int], scenes: Scenes) -> dict:
+def _part(point: SweepPoint, places: Sequence[int], scenes: Scenes) -> dict:
     """Accuracy and evidence over the questions at these places."""
     return share([bool(point.right[i]) for i in places]) | {
         "evidence": scenes.mean([point.evidence[i] for i in places])
     }
 
 
-def _difference(point: Point, points: Sequence[Point], name: str, scenes: Scenes) -> dict[str, float] | None:
+def _difference(point: SweepPoint, points: Sequence[SweepPoint], name: str, scenes: Scenes) -> dict[str, float] | None:
     """Accuracy minus that of the reference on the same questions, at the same budget; None if it is the reference."""
     same = (p for p in points if p.method.card.name == name and p.tokens in (None, point.tokens))
     other = next(same, None)

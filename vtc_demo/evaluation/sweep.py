@@ -18,7 +18,7 @@ from vtc_demo.core import environment
 from vtc_demo.models import VLM
 
 from .questions import balanced
-from .records import Asked, Point, key_of, rows
+from .records import Asked, SweepPoint, key_of, rows
 
 BASELINES = ("full", "random", "uniform", "pool", "downsample")
 TOKENS = (32, 64, 128, 192)
@@ -26,7 +26,7 @@ MAX_QUESTIONS = 20_000
 SAME = ("device", "dtype", "backend", "torch", "transformers", "threads")  # of the environment, to go on with a record
 
 
-class Event(NamedTuple):
+class SweepEvent(NamedTuple):
     """kind: "progress" (data: {"done", "total" passes, "label"}), "partial" (data: a function that makes the record of
     all scenes so far) or "done" (data: the record)."""
 
@@ -35,10 +35,10 @@ class Event(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """What a sweep measures: the points, how many questions, of which kinds."""
 
-    points: tuple[Point, ...]
+    points: tuple[SweepPoint, ...]
     questions: int
     kinds: tuple[str, ...]
 
@@ -49,7 +49,7 @@ class Plan:
 
 def plan(
     chosen: Iterable, tokens: Iterable[int], patches: int, questions: int = 200, kinds: Iterable[str] = world.KINDS
-) -> Plan:
+) -> SweepPlan:
     """Points for the baselines and the chosen methods (anything `methods.resolve` takes) at each number of visual
     tokens out of `patches`. Raises ValueError for bad input."""
     tokens, kinds = _budgets(tokens, patches), tuple(dict.fromkeys(kinds))
@@ -62,7 +62,7 @@ def plan(
             raise ValueError(f"{name!r}: a sweep sets the retention itself; name the method alone and give tokens")
         for point in _points(registry.resolve(name), tokens, patches):
             points[point.key] = point
-    return Plan(tuple(points.values()), questions, kinds)
+    return SweepPlan(tuple(points.values()), questions, kinds)
 
 
 def _budgets(tokens: Iterable[int], patches: int) -> list[int]:
@@ -76,10 +76,10 @@ def _budgets(tokens: Iterable[int], patches: int) -> list[int]:
     return sorted(set(tokens))
 
 
-def _points(method, tokens: list[int], patches: int) -> list[Point]:
+def _points(method, tokens: list[int], patches: int) -> list[SweepPoint]:
     if not any(p["name"] == "retention" for p in registry.parameters(method.card.name)):
-        return [Point(method, None)]
-    return [Point(registry.resolve(method, retention=n / patches), n) for n in tokens]
+        return [SweepPoint(method, None)]
+    return [SweepPoint(registry.resolve(method, retention=n / patches), n) for n in tokens]
 
 
 def sweep(vlm: VLM, chosen: Iterable, tokens: Iterable[int] = TOKENS, **options) -> dict:
@@ -97,25 +97,25 @@ def sweep_events(
     questions: int = 200,
     kinds: Iterable[str] = world.KINDS,
     resume: dict | None = None,
-) -> Iterator[Event]:
-    """Run a sweep and yield an Event per pass and per scene, the last being "done". Closing the generator stops it.
+) -> Iterator[SweepEvent]:
+    """Run a sweep; an event per pass and per scene, the last being "done". Closing the generator stops it.
 
     resume: the record of a sweep of the same points and kinds, of the same weights on the same kind of machine, to go
     on from; `questions` may be more than it has. Bad input raises ValueError here, before the first event. A point that
     does not suit the model or a scene's picture is left out and named under "left_out" in the record.
     """
-    work = Work(vlm, plan(chosen, tokens, vlm.shape.patches, questions, kinds))
+    work = SweepRun(vlm, plan(chosen, tokens, vlm.shape.patches, questions, kinds))
     if resume is not None:
         work.go_on_from(resume)
     return work.events()
 
 
 @dataclass
-class Work:
+class SweepRun:
     """A sweep under way."""
 
     vlm: VLM
-    plan: Plan
+    plan: SweepPlan
     asked: Asked = field(default_factory=Asked)
     left_out: list[dict] = field(default_factory=list)
 
@@ -150,7 +150,7 @@ class Work:
         self.left_out, self.about["environment"] = list(record["left_out"]), record["environment"]
         self.asked = Asked(list(record["asked"]["scenes"]), list(record["asked"]["kinds"]))
 
-    def events(self) -> Iterator[Event]:
+    def events(self) -> Iterator[SweepEvent]:
         engine.warm_up(self.vlm)
         begun, at = len(self.asked.kinds), 0
         for seed, scene, questions in balanced(max(self.plan.questions, begun), self.plan.kinds):
@@ -162,17 +162,17 @@ class Work:
             self.asked.scenes += [seed] * len(new)
             self.asked.kinds += [q.kind for q in new]
             if at < self.plan.questions:
-                yield Event("partial", self.record)
-        yield Event("done", self.record())
+                yield SweepEvent("partial", self.record)
+        yield SweepEvent("done", self.record())
 
-    def _scene(self, seed: int, scene: world.Scene, questions: list[world.Question]) -> Iterator[Event]:
+    def _scene(self, seed: int, scene: world.Scene, questions: list[world.Question]) -> Iterator[SweepEvent]:
         key = engine.picture_key(scene.image)
         for point in list(self.points):
             try:
                 for question in questions:
                     run = engine.run(self.vlm, scene.image, question.text, point.method, key=key, seed=seed)
                     point.add(run, question)
-                    yield Event("progress", self._progress(point))
+                    yield SweepEvent("progress", self._progress(point))
             except ValueError as error:
                 self.points.remove(point)
                 spec = point.method.spec()
@@ -180,7 +180,7 @@ class Work:
                 if not self.points:
                     raise
 
-    def _progress(self, point: Point) -> dict:
+    def _progress(self, point: SweepPoint) -> dict:
         total = len(self.points) * max(self.plan.questions, len(self.asked.kinds))
         return {"done": sum(len(p.right) for p in self.points), "total": total, "label": point.label}
 

@@ -1,7 +1,7 @@
 """The trained zoo beside the methods that need no training.
 
 All answer the same questions at the same counts of visual tokens. Methods that put no token into the sequence have no
-such count; beside each stand the others at the same FLOPs. The record is that of a sweep (`records`), with what is
+such count; each is compared with the others at the same FLOPs. The record is that of a sweep (`records`), with what is
 known of the weights (`zoo`) and which points cost the same (`equal_flops`).
 """
 
@@ -20,8 +20,8 @@ from vtc_demo.core.method import Method
 from vtc_demo.models import VLM
 
 from .questions import balanced
-from .records import Point
-from .sweep import Event, Plan, Work
+from .records import SweepPoint
+from .sweep import SweepEvent, SweepPlan, SweepRun
 
 TOKENS = (144, 64)
 QUESTIONS = 300
@@ -29,7 +29,7 @@ NEAR = 0.005  # of the FLOPs: so near a cost is equal
 
 
 @dataclass
-class Counted(Point):
+class ZooPoint(SweepPoint):
     """A point that also adds up the FLOPs of each stage."""
 
     stages: dict[str, int] = field(default_factory=dict)
@@ -53,7 +53,7 @@ def events(
     tokens: Sequence[int] = TOKENS,
     questions: int = QUESTIONS,
     resume: dict | None = None,
-) -> Iterator[Event]:
+) -> Iterator[SweepEvent]:
     """Events as of `sweep.sweep_events`; the last holds the record.
 
     names: trained methods (default: all whose weights are here). resume: a record of the same to go on from. Raises
@@ -69,13 +69,13 @@ def events(
     if questions < 1:
         raise ValueError(f"questions must be 1 or more, got {questions}")
     chosen = points([*free(), *names], tokens, vlm.shape.patches)
-    equal = equal_flops(vlm, [p.method for p in chosen if beside(p.method)])
+    equal = equal_flops(vlm, [p.method for p in chosen if outside(p.method)])
     known = {point.key: point for point in chosen}
     for group in equal:
         for spec in group["others"]:
-            point = Counted(registry.resolve(spec), round(spec["retention"] * vlm.shape.patches))
+            point = ZooPoint(registry.resolve(spec), round(spec["retention"] * vlm.shape.patches))
             known.setdefault(point.key, point)
-    work = Work(vlm, Plan(tuple(known.values()), questions, tuple(world.KINDS)))
+    work = SweepRun(vlm, SweepPlan(tuple(known.values()), questions, tuple(world.KINDS)))
     projector = sum(p.numel() for p in vlm.model.model.multi_modal_projector.parameters())
     about = {"zoo": {name: weights(name) for name in names}, "projector_parameters": projector, "equal_flops": equal}
     work.about |= about
@@ -91,15 +91,15 @@ def free() -> list[str]:
     return [card.name for card in registry.list_methods() if registry.get(card.name).connector is None]
 
 
-def beside(method: Method) -> bool:
+def outside(method: Method) -> bool:
     """Whether it puts no visual token into the sequence."""
     return method.connector is not None and method.connector.outside
 
 
-def points(names: Sequence[str], tokens: Sequence[int], patches: int) -> list[Counted]:
+def points(names: Sequence[str], tokens: Sequence[int], patches: int) -> list[ZooPoint]:
     """One point per method and count of tokens; one alone where the count is built in."""
     found = [column for name in names for column in at_budgets(name, tokens, patches)]
-    return [Counted(method, None if n == patches else n) for n, method in found]
+    return [ZooPoint(method, None if n == patches else n) for n, method in found]
 
 
 def weights(name: str) -> dict:

@@ -21,7 +21,7 @@ def is_trained(row: dict) -> bool:
     return row["method"]["method"] in registry.trained()
 
 
-def is_beside(row: dict) -> bool:
+def is_outside(row: dict) -> bool:
     """Whether it puts no visual token into the sequence."""
     return is_trained(row) and registry.trained()[row["method"]["method"]].connector.outside
 
@@ -36,12 +36,12 @@ def groups(record: dict) -> dict[str, list[dict]]:
     """Heading -> rows at the same count of tokens; within each, trained ones first and the most accurate first."""
     matched = [spec for group in record["equal_flops"] for spec in group["others"]]
     budgets = sorted({r["tokens"] for r in record["rows"] if r["tokens"] and r["method"] not in matched}, reverse=True)
-    every = [row for row in record["rows"] if row["tokens"] is None and not is_beside(row)]
+    every = [row for row in record["rows"] if row["tokens"] is None and not is_outside(row)]
     found = {f"Every one of {record['model']['patches']} tokens": every}
     for n in budgets:
         same = (row for row in record["rows"] if row["tokens"] == n and row["method"] not in matched)
-        found[f"Asked for {n} tokens"] = [row for row in same if not is_beside(row)]
-    found["No visual token in the sequence"] = [row for row in record["rows"] if is_beside(row)]
+        found[f"Asked for {n} tokens"] = [row for row in same if not is_outside(row)]
+    found["No visual token in the sequence"] = [row for row in record["rows"] if is_outside(row)]
     return {title: sorted(rows, key=_rank) for title, rows in found.items() if rows}
 
 
@@ -72,7 +72,7 @@ def name(row: dict) -> str:
     """The title, bold if it was trained here; how many tokens it holds beside the sequence."""
     if not is_trained(row):
         return row["title"]
-    return f"**{row['title']}**" + (f" ({row['tokens']} beside)" if is_beside(row) and row["tokens"] else "")
+    return f"**{row['title']}**" + (f" ({row['tokens']} beside)" if is_outside(row) and row["tokens"] else "")
 
 
 def share(part: dict) -> str:
@@ -141,7 +141,7 @@ def _cost(record: dict, row: dict) -> list[str]:
     counts = [f"{row['final_tokens']:.4g}", f"{row['equivalent_tokens']:.4g}", f"{parameters:,}"]
     flops = [stage("projector"), stage("compression"), stage("prefill"), quantity(row["flops"])]
     time = f"{row['ttft_ms']['median']:.1f} ({row['ttft_ms']['iqr']:.1f})"
-    asked = f" at {row['tokens']}" if row["tokens"] and not is_beside(row) else ""
+    asked = f" at {row['tokens']}" if row["tokens"] and not is_outside(row) else ""
     return [name(row) + asked, *counts, *flops, quantity(row["kv_bytes"], "B"), time]
 
 

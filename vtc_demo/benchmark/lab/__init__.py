@@ -8,12 +8,13 @@ Methods that need trained weights are left out.
 
 from __future__ import annotations
 
-from .experiment import Event, run, stream
+from .experiment import LabEvent, run, stream
 from .plan import check, offered
 from .report import reasons, table
 from .settings import Settings
 from .shapes import catalogue, default_tokens, pick
 
 __all__ = [
-    "Event", "Settings", "catalogue", "check", "default_tokens", "offered", "pick", "reasons", "run", "stream", "table",
+    "LabEvent", "Settings", "catalogue", "check", "default_tokens", "offered", "pick", "reasons", "run", "stream",
+    "table",
 ]  # fmt: skip

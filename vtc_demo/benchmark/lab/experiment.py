@@ -25,14 +25,14 @@ from .shapes import Shape, pick
 LEAST = 2  # passes over all points: a warm-up and a measured one
 
 
-class Event(NamedTuple):
+class LabEvent(NamedTuple):
     """kind: "stage" (data: what is done now), "progress" (data: the share that is done) or "record" (data: a dict)."""
 
     kind: str
     data: Any
 
 
-def stream(settings: Settings) -> Iterator[Event]:
+def stream(settings: Settings) -> Iterator[LabEvent]:
     """Measure, as a stream of events that ends with the record. Closing the generator stops the work.
 
     Raises ValueError for bad settings, for a method that does not suit the shape, if the parts do not fit into memory
@@ -40,9 +40,9 @@ def stream(settings: Settings) -> Iterator[Event]:
     and prefills of several prompts that do not fit into memory or into `seconds`, are left out with the reason.
     """
     begun, shape = time.perf_counter(), pick(settings.shape)
-    yield Event("stage", "counting the tokens of every method")
+    yield LabEvent("stage", "counting the tokens of every method")
     found = plans(shape, settings.methods, settings.tokens, settings.text_tokens)
-    yield Event("stage", "measuring how fast this machine computes and reads")
+    yield LabEvent("stage", "measuring how fast this machine computes and reads")
     device = find_device(settings.device)
     settings = with_prompts(settings, device)
     environment, dtype = surroundings(device, settings.dtype)
@@ -51,7 +51,7 @@ def stream(settings: Settings) -> Iterator[Event]:
     expected = {p: work(shape.spec, p, dtype.itemsize).seconds(*roofs) for p in chosen}
     needed = [p for p in chosen if not batched_prefill(p)]
     check_time(sum(expected[p] for p in needed), settings)
-    yield Event("stage", f"making one layer of each kind of {shape.title} in {environment['dtype']}")
+    yield LabEvent("stage", f"making one layer of each kind of {shape.title} in {environment['dtype']}")
     parts, jobs, skipped = Parts(shape, device, dtype), {}, {}
     for point in sorted(needed, key=lambda p: -p.batch * p.tokens):
         try:
@@ -61,7 +61,7 @@ def stream(settings: Settings) -> Iterator[Event]:
                 raise
             skipped[point] = Skip("memory", str(error))
     add_prefills(parts, jobs, skipped, expected, settings, begun)
-    yield Event("stage", "timing the layers in turn")
+    yield LabEvent("stage", "timing the layers in turn")
     left = max(0.0, settings.seconds - (time.perf_counter() - begun))
     times, warm = yield from progress(jobs, device, settings, left, max(shape.spec.layers, shape.spec.vision_layers))
     seconds = Times({point: np.array(row) for point, row in times.items()})
@@ -83,7 +83,7 @@ def stream(settings: Settings) -> Iterator[Event]:
     record["rows"] = [row(shape, plan, settings, seconds, bound, dtype) for plan in found]
     compare(record["rows"], [seconds.of(shape.spec, plan, settings) for plan in found])
     record["seconds"] = time.perf_counter() - begun
-    yield Event("record", record)
+    yield LabEvent("record", record)
 
 
 # -- what is left out -----------------------------------------------------------------------------------------------
@@ -131,14 +131,14 @@ def add_prefills(
 # -- the course of it -----------------------------------------------------------------------------------------------
 def progress(
     jobs, device, settings: Settings, left: float, layers: int
-) -> Generator[Event, None, tuple[dict[Point, list[float]], int]]:
+) -> Generator[LabEvent, None, tuple[dict[Point, list[float]], int]]:
     """The events of the timing; its value is that of `timing.in_turn`."""
     rounds = timing.in_turn(
         jobs, device, warmups=settings.warmups, repeats=settings.repeats, seconds=left, calls=layers
     )
     while True:
         try:
-            yield Event("progress", next(rounds))
+            yield LabEvent("progress", next(rounds))
         except StopIteration as end:
             return end.value
 

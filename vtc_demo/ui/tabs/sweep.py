@@ -38,7 +38,7 @@ FAILED = "Something went wrong on our side. Try again with fewer methods."
 def runner(vlm) -> Callable[[list, list, int, list], Iterator[tuple[str, Any]]]:
     """The one function that runs the model: (methods, tokens, questions, kinds) -> (kind, data) as plain data.
 
-    Kinds: "progress" (see `sweep.Event`), "partial" and "done" (record), "late" (the record when time was up, or None
+    Kinds: "progress" (see `SweepEvent`), "partial" and "done" (record), "late" (the record when time was up, or None
     if not one scene was done). Bad input raises ValueError.
     """
 
