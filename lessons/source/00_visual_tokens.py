@@ -657,7 +657,7 @@ measured = {}
 for n in (576, 192, 64):
 
     def once(n=n):
-        vlm.recent = None  # else the vision pass of the same image would be shared
+        vlm.workspace.forget()  # else the vision pass of the same image would be shared
         return vtc.run(vlm, scene.image, prompt, method="uniform", retention=n / 576).timings
 
     measured[f"{n} visual tokens"] = timing.repeat(once, warmups=2, repeats=5)

@@ -25,6 +25,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from vtc_demo.engine.dry import Cost
 
 import vtc_demo as vtc
 from lessons import kit
@@ -32,7 +33,6 @@ from lessons.kit import check, check_equal, done, say
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
 from vtc_demo.connectors.vlora import TYPES, GeneratorBlock, VLoRAConnector
-from vtc_demo.engine.dry import Cost
 from vtc_demo.evaluation.intervals import wilson
 
 vlm = vtc.load_vlm("embedded")

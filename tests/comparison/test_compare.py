@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import vtc_demo as vtc
 from vtc_demo import engine, registry
+from vtc_demo.core.images import Pictures
 from vtc_demo.models import loading
 
 IMAGE = tiny.image()
@@ -49,7 +50,7 @@ def test_hyper_parameters_by_keyword(vlm):
 
 
 def test_the_record(vlm):
-    vlm.recent = None
+    vlm.workspace.forget()
     c = vtc.compare(vlm, IMAGE, f"  {tiny.QUESTION} ", COLUMNS, max_new_tokens=4)
     record = json.loads(c.to_json())
     assert record == json.loads(json.dumps(c.to_dict()))
@@ -163,7 +164,7 @@ def test_what_the_model_sees(vlm):
 def test_a_warm_up_leaves_nothing_behind():
     vlm = tiny.vlm()
     engine.warm_up(vlm)
-    assert vlm.warm and vlm.recent is None
+    assert vlm.workspace.warm and vlm.workspace.get("encoded", Pictures.open(IMAGE).key) is None
 
 
 # -- loading ------------------------------------------------------------------------------------------------------

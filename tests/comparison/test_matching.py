@@ -17,9 +17,12 @@ from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
 from vtc_demo.core.card import Card
+from vtc_demo.core.images import Pictures
 from vtc_demo.core.method import Method
 from vtc_demo.core.tokens import Reduction, Site
-from vtc_demo.engine.dry import Cost, countable, dry
+from vtc_demo.engine.answer import prepared
+from vtc_demo.engine.shape_only import Cost, count, countable
+from vtc_demo.engine.vision import encode
 
 IMAGE = tiny.image()
 LAYERS, TOTAL, TOKENS = 4, 36, 9
@@ -38,6 +41,10 @@ def matcher(vlm, match, **options):
     return Matcher(vlm, IMAGE, tiny.QUESTION, match, **options)
 
 
+def layout_of(vlm, image=IMAGE):
+    return prepared(vlm, Pictures.open(image))[0].layout
+
+
 def first_token_flops(run):
     """Of a pass that ends with the first token, from the stages alone."""
     stages = ("vision", "projector", "compression", "prefill")
@@ -46,15 +53,15 @@ def first_token_flops(run):
 
 # -- counting without running -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", GALLERY)
-def test_a_dry_pass_counts_as_a_real_one(vlm, name):
+def test_counting_counts_as_a_real_one(vlm, name):
     vtc.run(vlm, IMAGE, tiny.QUESTION)
-    layout = vlm.recent[1].layout
+    layout = layout_of(vlm)
     prompt = vlm.prompt(tiny.QUESTION, layout)
     for retention in RETENTIONS if name != "full" else (1.0,):
         method = registry.resolve(name, retention=retention)
         run = engine.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=5)
-        counted = dry(vlm, method, layout, prompt, replay=run.trace if method.adaptive else None)
-        assert counted == Cost(tuple(run.trace.schedule), first_token_flops(run))
+        counted = count(vlm, method, layout, prompt, replay=run.trace if method.adaptive else None)
+        assert counted == Cost(tuple(run.trace.schedule), first_token_flops(run), run.flops["compression"])
 
 
 @pytest.mark.parametrize("strategy", ["default", "full"])
@@ -70,11 +77,11 @@ def test_a_dry_pass_counts_as_a_real_one(vlm, name):
     ],
     ids=str,
 )
-def test_a_dry_pass_follows_hyper_parameters_grouped_heads_and_a_cls_that_stays(strategy, spec):
+def test_counting_follows_hyper_parameters_grouped_heads_and_a_cls_that_stays(strategy, spec):
     vlm, method = tiny.vlm(kv_heads=2, strategy=strategy), registry.resolve(spec)
     run = vtc.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=1)
-    layout = vlm.inputs(engine.pictures(IMAGE)).layout
-    assert dry(vlm, method, layout, vlm.prompt(tiny.QUESTION, layout)) == Cost.of(run)
+    layout = layout_of(vlm)
+    assert count(vlm, method, layout, vlm.prompt(tiny.QUESTION, layout)) == Cost.of(run)
 
 
 def test_no_layer_runs_for_methods_that_follow_from_their_hyper_parameters(vlm):
@@ -244,18 +251,24 @@ def test_the_run_has_the_last_word(vlm):
 
 
 class Touchy(registry.get("random")):
-    """Its hook works on real hidden states only."""
+    """Its hook wants hidden states that lie in memory in one piece."""
 
     def reduce(self, context):
-        context.hidden.view(-1)  # refuses what does not lie in memory in one piece, as stand-ins do not
+        context.hidden.view(-1)
         return super().reduce(context)
 
 
-def test_a_hook_that_fails_on_stand_ins_is_asked_in_real_passes(vlm):
+class Broken(registry.get("random")):
+    def reduce(self, context):
+        raise ZeroDivisionError("a fault of the method")
+
+
+def test_shapes_lie_in_memory_as_hidden_states_do_and_faults_are_not_hidden(vlm):
     work = matcher(vlm, "flops")
     found = work.solve(Touchy())
-    assert found.method.keep(TOTAL) == TOKENS and found.reached == found.target
-    assert found.method in work._passes
+    assert found.method.keep(TOTAL) == TOKENS and found.reached == found.target and not work._passes
+    with pytest.raises(ZeroDivisionError, match="a fault of the method"):
+        work.solve(Broken())
 
 
 @pytest.mark.parametrize("name", ["llava-mlp", "q-former", "gated-cross-attention"])
@@ -273,17 +286,31 @@ def test_trained_connectors_are_counted_by_real_passes(vlm, tmp_path, monkeypatc
         assert found.note == "" or found.note.startswith(("cannot go", "its steps"))
 
 
-@pytest.mark.parametrize("family", ["llava_next", "qwen2_vl"])
-def test_several_views_are_counted_by_real_passes_that_share_the_tower(family):
+@pytest.mark.parametrize("family", families.BUILDERS)
+@pytest.mark.parametrize("name", ["random", "fastervlm", "visionzip", "ficoco-v", "fastv"])
+def test_several_views_are_counted_as_they_run(family, name):
+    """Where shapes say what the tower does they say what a pass costs, tile by tile."""
     vlm = families.vlm(family)
+    image = tiny.image(2, side=56).crop((0, 0, 56, 44))
+    run = vtc.run(vlm, image, tiny.QUESTION, name, retention=0.5, max_new_tokens=3)
+    layout = layout_of(vlm, image)
+    if not countable(vlm, run.method):
+        assert vlm.adapter.axes == 3  # spans of the Qwen towers
+        return
+    counted = count(vlm, run.method, layout, vlm.prompt(tiny.QUESTION, layout))
+    assert counted == Cost(tuple(run.trace.schedule), first_token_flops(run), run.flops["compression"])
+
+
+def test_what_is_not_countable_is_searched_by_passes_that_share_the_tower():
+    vlm = families.vlm("qwen2_vl")
     image, question = tiny.image(side=56), tiny.QUESTION
     full = vtc.run(vlm, image, question)
-    assert not countable(vlm, full.method, vlm.recent[1].layout)
-    encoded = vlm.recent[1]
+    key = Pictures.open(image).key
+    encoded = vlm.workspace.get("encoded", key)
     for match in matching.MATCHES:
         work = Matcher(vlm, image, question, match, tokens=full.visual_tokens // 2)
         found = work.solve(registry.resolve("fastv", layer=1))
-        assert vlm.recent[1] is encoded
+        assert vlm.workspace.get("encoded", key) is encoded and work._passes
         run = vtc.run(vlm, image, question, found.method)
         assert work.after(found, run) == found
         assert found.note == "" and abs(found.reached - found.target) < work.worth
@@ -372,13 +399,12 @@ def test_bad_budgets_show_before_the_first_event(vlm, options, message):
 
 
 def test_a_vision_pass_at_hand_is_used(vlm):
-    vlm.recent = None
+    vlm.workspace.forget()
     c = vtc.compare(vlm, IMAGE, tiny.QUESTION, ["full", "fastv", "random"], match="flops", tokens=20)
     assert [run.vision_shared for run in c.runs] == [False, True, True]
-    assert torch.equal(vlm.recent[1].features, tiny_features(vlm))
+    assert torch.equal(vlm.workspace.get("encoded", Pictures.open(IMAGE).key).features.hidden, tiny_features(vlm))
 
 
 def tiny_features(vlm):
-    fresh = engine.Pass(vlm, registry.resolve("full"), 0)
     with torch.inference_mode():
-        return fresh.encode(vlm.inputs(engine.pictures(IMAGE))).features
+        return encode(engine.ForwardPass(vlm, registry.resolve("full")), vlm.inputs([IMAGE])).features.hidden

@@ -18,6 +18,7 @@ from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
 from vtc_demo.core.flop_counting import cpu_attention
 from vtc_demo.core.tokens import Site
+from vtc_demo.core.workspace import Workspace
 from vtc_demo.evaluation.sweep import sweep as vtc_sweep
 from vtc_demo.methods import contract
 from vtc_demo.models import EMBEDDED
@@ -56,7 +57,7 @@ def method(name, **hyper):
 
 
 def answer(vlm, chosen, new=1):
-    vlm.recent = None  # the vision pass anew
+    vlm.workspace.forget()  # the vision pass anew
     return vtc.run(vlm, SCENE.image, QUESTION, chosen, max_new_tokens=new)
 
 
@@ -341,7 +342,7 @@ def test_another_model_is_refused(name):
 
 
 def test_another_tower_of_the_same_size_is_refused(vlm):
-    other = dataclasses.replace(vlm, model=build.load(EMBEDDED), recent=None)
+    other = dataclasses.replace(vlm, model=build.load(EMBEDDED), workspace=Workspace())
     with torch.no_grad():
         other.model.model.vision_tower.pre_layrnorm.weight[0] += 0.5
     with pytest.raises(ValueError, match="python -m vtc_demo train zoo vlora"):

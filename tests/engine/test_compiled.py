@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 import vtc_demo as vtc
 from vtc_demo import engine, registry
 from vtc_demo.benchmark import bench, measurements, tables
+from vtc_demo.core.workspace import Workspace
 from vtc_demo.engine import compiled
 
 pytestmark = pytest.mark.slow  # compiling takes its time
@@ -24,7 +25,7 @@ def pair(request):
     vlm = vtc.load_vlm("embedded", device="cpu", dtype="float32")
     if request.param == "traced":
         traced = torch.compile(compiled.block, backend="aot_eager", dynamic=True, isolate_recompiles=True)
-        return vlm, dataclasses.replace(vlm, compiled=traced, recent=None)
+        return vlm, dataclasses.replace(vlm, compiled=traced, workspace=Workspace())
     compiler.demand()
     return vlm, vtc.compile_vlm(vlm)
 
@@ -49,7 +50,7 @@ def test_one_function_serves_every_layer_and_length():
         return graph.forward
 
     counted = torch.compile(compiled.block, backend=backend, dynamic=True, isolate_recompiles=True)
-    twin = dataclasses.replace(vlm, compiled=counted, recent=None)
+    twin = dataclasses.replace(vlm, compiled=counted, workspace=Workspace())
     scene = vtc.world.sample(seed=1)
     chosen = [f"uniform@{share}" for share in (1.0, 0.5, 0.3, 0.2)]
     for name in (
@@ -70,7 +71,7 @@ def test_one_function_serves_every_layer_and_length():
 def test_layers_of_every_family_can_be_traced(family):
     vlm = families.vlm(family)
     traced = torch.compile(compiled.block, backend="aot_eager", dynamic=True, fullgraph=True, isolate_recompiles=True)
-    twin = dataclasses.replace(vlm, compiled=traced, recent=None)
+    twin = dataclasses.replace(vlm, compiled=traced, workspace=Workspace())
     method, options = registry.resolve("random", retention=0.5), {"max_new_tokens": 4, "ignore_eos": True}
     plain, fused = (engine.run(one, tiny.image(2, side=56), tiny.QUESTION, method, **options) for one in (vlm, twin))
     assert plain.token_ids == fused.token_ids and plain.kv_lengths == fused.kv_lengths

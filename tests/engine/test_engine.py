@@ -336,7 +336,7 @@ def test_encoder_attention_equals_eager(vlm, eager):
 def test_keys_of_the_encoder(vlm):
     layer = vlm.model.model.vision_tower.encoder.layers[2].self_attn.k_proj
     caught = []
-    vlm.recent = None
+    vlm.workspace.forget()
     handle = layer.register_forward_hook(lambda _, __, out: caught.append(out.reshape(N + 1, -1)))
     watch(vlm, [Site("projector")], lambda context: caught.append(context.keys()))
     handle.remove()
@@ -468,7 +468,7 @@ def test_two_threads_share_a_model(vlm):
 
 def test_the_vision_pass_is_shared_and_changes_nothing(vlm):
     for name in ("full", "fastervlm@0.3", "fastv@0.3"):
-        vlm.recent = None
+        vlm.workspace.forget()
         fresh = answer(vlm, registry.resolve(name))
         again = answer(vlm, registry.resolve(name))
         assert (fresh.vision_shared, again.vision_shared) == (False, True)

@@ -16,6 +16,7 @@ import vtc_demo as vtc
 from vtc_demo import engine, registry, ui, world
 from vtc_demo.core.run import Run
 from vtc_demo.core.tokens import Reduction, Site, Trace
+from vtc_demo.engine import answer
 from vtc_demo.evaluation import records
 from vtc_demo.evaluation.accuracy import graded
 from vtc_demo.evaluation.intervals import Scenes
@@ -154,9 +155,9 @@ def test_right_answers_and_paired_differences(vlm, monkeypatch):
 
 
 def test_a_scene_is_encoded_once_for_the_methods_that_share(vlm, monkeypatch):
-    encoded, original = [], engine.Pass.encode
+    encoded, original = [], answer.encode
     monkeypatch.setattr(
-        engine.Pass, "encode", lambda self, inputs: encoded.append(self.method.card.name) or original(self, inputs)
+        answer, "encode", lambda work, inputs: encoded.append(work.method.card.name) or original(work, inputs)
     )
     sweep(vlm, ["fastervlm", "fastv"], [64], questions=4)
     counts = Counter(encoded)

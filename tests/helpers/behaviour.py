@@ -97,8 +97,12 @@ KNOWN = ("model", "image", "question", "method", "chat", "match", "tokens", "see
 def play(case: dict) -> list[dict]:
     """The runs of a case, each as what must not change. A refusal is a run with its reason alone."""
     vlm, image = model(case["model"]), picture(case["image"])
+    options = {"seed": case.get("seed", 0)}
     hyper = {k: v for k, v in case.items() if k not in KNOWN}
-    options = {k: case[k] for k in ("seed", "budget") if k in case}
+    if case.get("budget") in ("global", "crop"):  # "budget" of a run is called tiles now, the hyper-parameter is not
+        options["tiles"] = case["budget"]
+    elif "budget" in case:
+        hyper["budget"] = case["budget"]
     first = question(case, case.get("question", 0))
     try:
         if "chat" in case:

@@ -192,7 +192,7 @@ def test_v_leaves_what_was_asked_for(vlm):
 
 
 def test_l_falls_at_every_layer(vlm):
-    vlm.recent = None
+    vlm.workspace.forget()
     done = run(vlm, methods.FiCoCoL(retention=0.6))
     left = ficoco.ramp(N, 22, 0, 4)
     assert [str(s.site) for s in done.trace.steps] == ["projector", "llm_layer(0)", "llm_layer(1)", "llm_layer(2)"]

@@ -9,6 +9,7 @@ import torch
 from vtc_demo import engine, methods
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Site
+from vtc_demo.engine import answer, language
 from vtc_demo.methods.contract import HEADS, SIZE, TEXT, SeededContext
 from vtc_demo.methods.several import mustdrop
 
@@ -227,8 +228,8 @@ def test_released_positions_count_each_layers_cache(vlm, monkeypatch):
     how = {"layers": "6, 22", "retention": 0.5, "merge": False}
     ours, released = run(vlm, **how), run(vlm, **how, released_positions=True)
     assert ours.trace.schedule == released.trace.schedule and ours.kv_lengths == released.kv_lengths
-    done, real = [], engine.Pass.prefill
-    monkeypatch.setattr(engine.Pass, "prefill", lambda *args: done.append(real(*args)) or done[-1])
+    done, real = [], language.prefill
+    monkeypatch.setattr(answer, "prefill", lambda *args: done.append(real(*args)) or done[-1])
     lengths = run(vlm, **how, released_positions=True).kv_lengths
     assert done[0].positions == [length - NEW + 1 for length in lengths]
     kept = run(vlm, **how)

@@ -16,6 +16,7 @@ from transformers import AttentionInterface, Idefics3Processor
 from vtc_demo import engine, registry
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.engine.chat import Chat
+from vtc_demo.engine.language import step
 from vtc_demo.models import CATALOG, FAMILIES, load_vlm, memory
 from vtc_demo.models.catalog import pick
 from vtc_demo.models.layout import NEWLINE, VISUAL
@@ -163,7 +164,7 @@ def test_two_pictures_share_or_split_a_budget(vlm):
     n = [sum(len(c.units) for c in layout.crops if c.image == i) for i in (0, 1)]
     run = answer(vlm, "divprune@0.5", images)
     assert run.visual_tokens == round(0.5 * sum(n))
-    per_crop = answer(vlm, "divprune@0.5", images, budget="crop")
+    per_crop = answer(vlm, "divprune@0.5", images, tiles="crop")
     owner = layout.owner[layout.extra :][per_crop.trace.product().anchor - layout.extra]
     assert owner.bincount().tolist() == [max(1, round(0.5 * len(c.units))) for c in layout.crops]
     whole = Whole(vlm, images)
@@ -182,7 +183,7 @@ def test_every_method_without_weights_of_its_own_runs_or_says_why_not(vlm, card)
         method = registry.resolve(card.name if card.name == "full" else f"{card.name}@{retention}")
         try:
             runs = [answer(vlm, method, max_new_tokens=1)]
-            runs += [answer(vlm, method, max_new_tokens=1, budget="crop")] if retention == 0.25 else []
+            runs += [answer(vlm, method, max_new_tokens=1, tiles="crop")] if retention == 0.25 else []
         except ValueError as error:
             assert card.name in str(error) and any(reason in str(error) for reason in REASONS), error
             assert {"vision_layer", "input_image"} & set(card.sites) and vlm.name != "llava"
@@ -271,7 +272,7 @@ def test_attention_of_one_view_alone(vlm):
 
     plan = {Site("projector"): None}
     answer(vlm, Spy(plan=plan, look=together), [PICTURE, OTHER], max_new_tokens=1)
-    answer(vlm, Spy(plan=plan, look=alone), [PICTURE, OTHER], max_new_tokens=1, budget="crop")
+    answer(vlm, Spy(plan=plan, look=alone), [PICTURE, OTHER], max_new_tokens=1, tiles="crop")
     assert len(seen) == 1 + len(layout.crops)
 
 
@@ -298,8 +299,9 @@ def test_patches_lie_where_they_are_drawn(vlm):
         means = torch.cat([*cls, means], 1).flatten(0, 1)
     else:  # flat patches, as Qwen-VL takes them
         means = pixels.view(len(pixels), 3, -1).mean(2)
-        order = vlm.adapter.embed(vlm.model, vlm.inputs(images), False)[1].order
-        means = means if order is None else means[order]
+        if hasattr(vlm.adapter, "windows"):  # its tower takes them window by window
+            joined, _ = vlm.adapter.windows(vlm.config, torch.tensor([(1, *size) for size in layout.sizes]))
+            means = means.unflatten(0, (-1, 4))[joined].flatten(0, 1)
     how = vlm.processor.image_processor
     means = means * torch.tensor(how.image_std) + torch.tensor(how.image_mean)
     sources = torch.arange(len(means))[:, None] if layout.sources is None else layout.sources
@@ -312,7 +314,7 @@ def test_patches_lie_where_they_are_drawn(vlm):
 # -- cost ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER]], ids=["one", "two"])
 def test_flops_equal_the_counter(vlm, images):
-    vlm.recent = None
+    vlm.workspace.forget()
     with counter() as mode:
         run = answer(vlm, images=images, max_new_tokens=1)
     spec, length = vlm.spec, run.kv_lengths[0]
@@ -398,7 +400,7 @@ def test_flops_of_a_second_turn():
     assert first.trace is second.trace
 
 
-def test_an_answer_that_ended_is_not_ended_twice():
+def test_an_answer_that_ended_is_not_ended_twice(monkeypatch):
     vlm = families.vlm("llava")
     ids = Chat(vlm, PICTURE).ask(tiny.QUESTION, NEW).token_ids
     vlm.model.generation_config.eos_token_id = 2
@@ -406,8 +408,8 @@ def test_an_answer_that_ended_is_not_ended_twice():
     chat.ask(tiny.QUESTION, NEW)
     assert vlm.next_turn("what is left ?")[0] == 2  # the template ends an answer by this
     chat.work.said = [*ids[:-1], 2]
-    step = chat.work.step
-    chat.work.step = lambda prefilled, tokens: fed.append(tokens.tolist()) or step(prefilled, tokens)
+    feed = lambda work, prefilled, tokens: fed.append(tokens.tolist()) or step(work, prefilled, tokens)  # noqa: E731
+    monkeypatch.setattr("vtc_demo.engine.chat.step", feed)
     chat.ask("what is left ?", 1)
     assert fed[0] == vlm.next_turn("what is left ?")
 

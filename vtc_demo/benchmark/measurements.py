@@ -47,7 +47,7 @@ class Measurements:
     # -- one pass -----------------------------------------------------------------------------------------------------
     def run(self, method: Method, how: Callable = engine.run) -> tuple[Times, Run]:
         """One pass of the engine (or of its likes): its stages, and `wall` for the whole call."""
-        self.vlm.recent = None  # the vision pass is not to be shared
+        self.vlm.workspace.forget()  # the vision pass is not to be shared
         start = time.perf_counter()
         run = how(self.vlm, self.image, self.question, method, max_new_tokens=self.new_tokens, ignore_eos=True)
         return run.timings | {"wall": 1000 * (time.perf_counter() - start)}, run
@@ -146,7 +146,7 @@ class Measurements:
         }
 
     def peak(self, method: Method, how: Callable = engine.run) -> int:
-        self.vlm.recent = None  # or its release would be part of the balance
+        self.vlm.workspace.forget()  # or its release would be part of the balance
         return peak_bytes(lambda: self.run(method, how), self.vlm.device)
 
 

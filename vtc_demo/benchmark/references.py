@@ -21,8 +21,10 @@ from transformers.models.clip import modeling_clip
 from transformers.models.llama import modeling_llama
 
 from vtc_demo import engine
+from vtc_demo.core.images import Pictures
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
+from vtc_demo.engine.backend import Backend
 from vtc_demo.models import VLM
 from vtc_demo.models.attention import DecoderProbe, EncoderProbe
 
@@ -95,16 +97,15 @@ class DecoderMaps(DecoderProbe):
         return weights.mean(0) if mean else weights
 
 
-class MapPass(engine.Pass):
-    """The engine's pass; attention is read off the layers. Its vision pass is not shared, its FLOPs are not booked."""
+class Maps(Backend):
+    """The engine's backend; attention is read off the layers."""
 
-    decoder_probe = DecoderMaps
+    def tower_probe(self, i, tower):
+        return TowerMaps(self.tower_layers[i], tower.hidden) if 0 <= i < len(self.tower_layers) else None
 
-    def _probe(self, layer, i, entered, state):
-        return TowerMaps(layer, entered.reshape(-1, entered.shape[-1]))
-
-    def _shares(self):
-        return False
+    def probe(self, k, entered, cached=None):
+        rope = (entered.rope[0][0], entered.rope[1][0])
+        return DecoderMaps(self.decoder.layers[k], entered.hidden[0], rope, cached)
 
 
 @torch.inference_mode()
@@ -119,8 +120,10 @@ def run(vlm: VLM, image, question: str, method: Method, *, max_new_tokens: int =
         raise ValueError(f"references run on LLaVA models only; {vlm.name} is of the family {vlm.config.model_type}")
     engine.check_length(max_new_tokens)
     with all_maps(vlm, method):
-        work = MapPass(vlm, method, seed=0)
-        asked = engine.pictures(image), vlm.check_question(question), max_new_tokens, ignore_eos
+        vlm.workspace.forget()  # the vision pass is not shared
+        work = engine.ForwardPass(vlm, method, backend=Maps(vlm, method))
+        asked = Pictures.open(image), vlm.check_question(question), max_new_tokens, ignore_eos
         for event in engine.first_turn(work, *asked):
             last = event.data
+        vlm.workspace.forget()
     return last

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from vtc_demo import engine, registry
 from vtc_demo.core.environment import environment
+from vtc_demo.core.images import Pictures
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
 from vtc_demo.models import VLM
@@ -61,16 +62,16 @@ def run(
     *,
     max_new_tokens: int = 16,
     seed: int = 0,
-    budget: str = "global",
+    tiles: str = "global",
     **hyper,
 ) -> Run:
     """One method on one image. method: anything `methods.resolve` takes; `hyper` overrules its hyper-parameters.
 
-    image: or a list of images, for a prompt with several. budget: see `engine.stream`. Raises ValueError for bad input
+    image: or a list of images, for a prompt with several. tiles: see `engine.stream`. Raises ValueError for bad input
     and for a method that does not suit the model.
     """
     method = registry.resolve(method, **hyper)
-    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "budget": budget}
+    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "tiles": tiles}
     return engine.run(vlm, image, question, method, **options)
 
 
@@ -89,7 +90,7 @@ def compare_events(
     *,
     max_new_tokens: int = 16,
     seed: int = 0,
-    budget: str = "global",
+    tiles: str = "global",
     match: str | None = None,
     tokens: int | None = None,
     target: float | None = None,
@@ -106,21 +107,21 @@ def compare_events(
     columns = [registry.resolve(x) for x in chosen]
     if not columns:
         raise ValueError("no method to compare; name at least one")
-    image = engine.pictures(image)
+    pictures = Pictures.open(image)
     question = vlm.check_question(question)
-    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "budget": budget}
+    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "tiles": tiles}
     matching.check(match, tokens, target)
-    cost = {"tokens": tokens, "target": target, "seed": seed, "budget": budget}
-    matcher = matching.Matcher(vlm, image, question, match, **cost) if match else None
-    return _events(vlm, image, question, columns, options, matcher)
+    cost = {"tokens": tokens, "target": target, "seed": seed, "tiles": tiles}
+    matcher = matching.Matcher(vlm, pictures, question, match, **cost) if match else None
+    return _events(vlm, pictures, question, columns, options, matcher)
 
 
 def _events(
-    vlm: VLM, image: list, question: str, columns: list[Method], options: dict, matcher: matching.Matcher | None
+    vlm: VLM, pictures: Pictures, question: str, columns: list[Method], options: dict, matcher: matching.Matcher | None
 ) -> Iterator[Event]:
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
-    key, runs = engine.picture_key(image), []
+    runs = []
     for index, method in enumerate(columns):
         matched = None
         try:
@@ -128,7 +129,7 @@ def _events(
                 yield Event("stage", index, method, {"stage": "matching"})
                 matched = matcher.solve(method)
                 method = matched.method
-            with closing(engine.stream(vlm, image, question, method, key=key, **options)) as stream:
+            with closing(engine.stream(vlm, pictures, question, method, **options)) as stream:
                 for kind, data in stream:
                     if kind == "run":
                         data.matched = matcher.after(matched, data) if matched else None

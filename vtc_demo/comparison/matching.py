@@ -21,11 +21,13 @@ from functools import cached_property
 from numbers import Real
 
 from vtc_demo import engine, registry
+from vtc_demo.core.images import Pictures
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Matched, Run
 from vtc_demo.cost.counts import prefill_flops
-from vtc_demo.engine import dry
-from vtc_demo.engine.dry import Cost
+from vtc_demo.engine import shape_only
+from vtc_demo.engine.answer import prepared
+from vtc_demo.engine.shape_only import Cost
 from vtc_demo.models import VLM
 
 UNITS = {"final tokens": "tokens", "equivalent tokens": "tokens on average", "flops": "GFLOPs"}
@@ -44,12 +46,9 @@ class Matcher:
     as in `vtc_demo.run`. Raises ValueError for a measure that does not exist and a target that cannot be meant.
     """
 
-    def __init__(
-        self, vlm: VLM, image, question: str, match: str, *, tokens=None, target=None, seed=0, budget="global"
-    ):
-        self.vlm, self.question, self.seed, self.budget = vlm, vlm.check_question(question), seed, budget
-        self.images = engine.pictures(image)
-        self.key = engine.picture_key(self.images)
+    def __init__(self, vlm: VLM, image, question: str, match: str, *, tokens=None, target=None, seed=0, tiles="global"):
+        self.vlm, self.question, self.seed, self.tiles = vlm, vlm.check_question(question), seed, tiles
+        self.pictures = Pictures.open(image)
         self.match, self.tokens, self._target = match, tokens, target
         check(match, tokens, target)
         self._passes: dict[Method, tuple[Run, Cost]] = {}  # real ones
@@ -60,9 +59,7 @@ class Matcher:
     # -- what is given ------------------------------------------------------------------------------------------------
     @cached_property
     def layout(self):
-        recent = self.vlm.recent
-        known = recent is not None and recent[0] == self.key
-        return recent[1].layout if known else self.vlm.inputs(self.images).layout
+        return prepared(self.vlm, self.pictures)[0].layout
 
     @cached_property
     def prompt(self):
@@ -108,7 +105,7 @@ class Matcher:
         is taken to be so at any retention. None where this does not foretell what real passes cost."""
         guess = self._at(method, self._first(method))
         run, paid = self._pass(guess)
-        price = lambda m: self._dry(m, run) or self._pass(m)[1]  # noqa: E731
+        price = lambda m: self._count(m, run) or self._pass(m)[1]  # noqa: E731
         if price(guess) != paid:
             return None
         found = self._search(method, price)
@@ -177,24 +174,21 @@ class Matcher:
 
     # -- prices -------------------------------------------------------------------------------------------------------
     def _price(self, method: Method) -> Cost:
-        paid = None if method.adaptive else self._dry(method)
+        paid = None if method.adaptive else self._count(method)
         return paid or self._pass(method)[1]
 
-    def _dry(self, method: Method, like: Run | None = None) -> Cost | None:
-        """Counted, or None if the method cannot be asked on stand-ins; then a real pass shows what it does."""
-        if not dry.countable(self.vlm, method, self.layout):
+    def _count(self, method: Method, like: Run | None = None) -> Cost | None:
+        """Counted on shapes, or None if that takes a real pass."""
+        if not shape_only.countable(self.vlm, method):
             return None
         replay = None if like is None else like.trace
-        try:
-            return dry.dry(self.vlm, method, self.layout, self.prompt, self.seed, replay)
-        except Exception:  # whatever the hook of somebody's method does with values that mean nothing
-            return None
+        return shape_only.count(self.vlm, method, self.layout, self.prompt, self.seed, self.tiles, replay)
 
     def _pass(self, method: Method) -> tuple[Run, Cost]:
         """A real pass up to the first token, made once; the vision pass is shared as in any run."""
         if method not in self._passes:
-            options = {"max_new_tokens": 1, "seed": self.seed, "budget": self.budget, "key": self.key}
-            run = engine.run(self.vlm, self.images, self.question, method, **options)
+            options = {"max_new_tokens": 1, "seed": self.seed, "tiles": self.tiles}
+            run = engine.run(self.vlm, self.pictures, self.question, method, **options)
             self._passes[method] = run, Cost.of(run)
         return self._passes[method]
 

@@ -36,6 +36,10 @@ class Stopwatch:
         ended, self.stage, self._since = self.stage, stage, now
         return ended
 
+    def add(self, stage: str, seconds: float) -> None:
+        """Count what was done earlier as if it were done now."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+
     def pause(self, item) -> Iterator[Any]:
         """Yield `item` with the clock standing still: what the reader of a stream does is not our time."""
         stage = self.enter(None)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,29 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 50_000_000  # an RGB copy takes three bytes per pixel
 MIN_SIDE = 8  # pixels
 MAX_RATIO = 20  # long side over short side; the model resizes by the short one
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one prompt, opened once. Passed on in place of what they were opened from."""
+
+    images: tuple[Image.Image, ...]
+
+    @classmethod
+    def open(cls, source) -> Pictures:
+        """One picture or several (a list of them), each anything that `load_rgb` takes. Raises ValueError for none."""
+        if isinstance(source, Pictures):
+            return source
+        if not isinstance(source, list | tuple):
+            return cls((load_rgb(source),))
+        if not source:
+            raise ValueError("the list of images is empty; give at least one")
+        return cls(tuple(load_rgb(one) for one in source))
+
+    @cached_property
+    def key(self) -> str:
+        """The same for pictures of the same pixels; computed once."""
+        return "".join(f"{image.size}{hashlib.sha256(image.tobytes()).hexdigest()}" for image in self.images)
 
 
 def load_rgb(source) -> Image.Image:

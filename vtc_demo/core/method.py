@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -19,11 +20,30 @@ from .shape import ModelShape
 from .tokens import Reduction, Site
 
 
+@dataclass(frozen=True)
+class Tile:
+    """One view of a picture among those that the tower encodes.
+
+    part [p]: which of the tokens at the site are its own, in their order. grid: its rows and columns. box: left, top,
+    right, bottom as shares of the picture. image: which picture of the prompt. thumbnail: the whole picture, beside
+    tiles of it.
+    """
+
+    part: Tensor
+    grid: tuple[int, int]
+    box: tuple[float, float, float, float]
+    image: int
+    thumbnail: bool
+
+
 class HookContext(Protocol):
     """The state at one site, as the engine shows it to a method. Batch dimension removed.
 
     site: where we are. hidden [n, C]: the visual tokens there. At `vision_layer` and `projector` they begin with
     `extra` encoder tokens that are no patch (CLS); elsewhere extra = 0.
+    question: from the projector on, see `engine.question.Question`: its text, the embeddings of the chat's words and
+    which of them follow the picture, features of a text tower where the model was loaded with one.
+    tiles: the views of the pictures, tiles and thumbnail.
     base: what a ratio is taken of: visual tokens that entered the LLM (llm sites), patches of the image (before).
     sequence [S, C], visual [n], text [t]: at llm_layer sites the whole sequence, the indices of the visual tokens in
     it and those of the text tokens (prompt before and after the image).
@@ -43,12 +63,16 @@ class HookContext(Protocol):
     text: Tensor | None
     seed: int
     memory: dict[str, Any]
+    question: Any
 
     @property
     def anchors(self) -> Tensor: ...
 
     @property
     def sizes(self) -> Tensor: ...
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]: ...
 
     def attention(
         self, rows: Any = "last", *, of: Literal["previous", "next"] = "previous", heads: Literal["all", "mean"] = "all"
@@ -57,6 +81,7 @@ class HookContext(Protocol):
 
         rows: "cls", "last", "text", "after" (text after the image), "visual", "all" or an index tensor. Keys: every
         token of the layer (CLS + patches in the encoder, the whole sequence in the LLM, causal mask and RoPE included).
+        At `llm_input` the rows are of the encoder's feature layer, and the keys are the tokens that stand here.
         of="previous": the layer that has just run (at `projector`: the feature layer; at llm_layer(k): layer k-1).
         For a method that acts inside its layers, the layer it stands in.
         of="next": the parameters of the layer about to run, applied to the current hidden states.
@@ -69,8 +94,27 @@ class HookContext(Protocol):
         """As `attention(heads="mean")` before mask and softmax: head mean of q k^T / sqrt(d), [rows, keys] float32."""
         ...
 
+    def received(self, *, of: Literal["previous", "next"] = "previous") -> Tensor:
+        """The attention that each key receives, averaged over all heads and rows, [keys] float32; in chunks of rows."""
+        ...
+
     def keys(self) -> Tensor:
-        """k_proj output (bias included, unscaled) of the layer that has just run, [heads, n, d]. Encoder sites only."""
+        """k_proj output (bias included, unscaled) of the encoder layer that has just run, [heads, n, d].
+
+        At sites up to `llm_input`.
+        """
+        ...
+
+    def values(self) -> Tensor:
+        """v_proj output of the same layer, [heads, n, d]."""
+        ...
+
+    def cls_attention(self, layer: int) -> Tensor:
+        """What the tokens here get from CLS in an encoder layer named by `Method.cls_layers`, [heads, n] float32.
+
+        Without a CLS token: the attention that each receives, averaged over heads and rows, [1, n]. From the projector
+        on.
+        """
         ...
 
 
@@ -107,6 +151,10 @@ class Method(ABC):
     def image_side(self, shape: ModelShape) -> int | None:
         """Side in pixels to which the input image is scaled before the vision tower; None leaves it alone."""
         return None
+
+    def cls_layers(self, shape: ModelShape) -> Iterable[int]:
+        """Encoder layers (0-based) whose CLS row `context.cls_attention` shall give; each costs one row, not a map."""
+        return ()
 
     def trim_from(self, shape: ModelShape) -> int | None:
         """First decoder layer whose cache, at `kv_cache`, also loses what later layers dropped; None: no layer."""

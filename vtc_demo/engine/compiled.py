@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from vtc_demo.core.workspace import Workspace
 from vtc_demo.models import VLM
 
 RECOMPILES = 32  # versions of one function: other dtypes, devices and memory layouts
@@ -62,7 +63,7 @@ def compile_vlm(vlm: VLM) -> VLM:
     cpp = {"options": {"cpp_wrapper": True}} if vlm.device.type == "cpu" else {}  # else Python calls every kernel
     how = {"dynamic": True, "recompile_limit": RECOMPILES, "isolate_recompiles": True} | cpp
     check(vlm.device, how)
-    return replace(vlm, compiled=torch.compile(block, **how), recent=None, warm=False)
+    return replace(vlm, compiled=torch.compile(block, **how), workspace=Workspace())
 
 
 def check(device: torch.device, how: dict) -> None:

@@ -1,143 +1,170 @@
-"""The first half of a pass: pictures through the tower, features through the projector."""
+"""The first half of a pass: pictures through the tower (`encode`), features through the projector (`project`)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vtc_demo.core.tokens import Reduction, Site
-from vtc_demo.models.attention import EncoderHalves, EncoderProbe
 from vtc_demo.models.layout import Inputs, Layout
 
-from .asking import Asking
+from .question import Question
+from .state import Tower
+
+if TYPE_CHECKING:
+    from .forward import ForwardPass
+
+
+class Spans(NamedTuple):
+    """Of one encoder layer that ran: tokens that entered it, tokens through its MLP, and what says who saw whom."""
+
+    entered: int
+    fed: int
+    segments: tuple[int, ...]
+    details: Any
+
+
+class ClsRows(NamedTuple):
+    """What each token of a layer gets from CLS, or without CLS from all tokens on average; and its FLOPs."""
+
+    attention: Tensor  # [heads, t] float32
+    flops: int
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """The vision pass of one prompt's pictures. features, entered [N, C]: output and input of the feature layer."""
+    """The vision pass of one prompt's pictures. features: the tower after its feature layer; entered: before it.
 
-    features: Tensor
-    entered: Tensor
+    layers: of the layers that ran. cls: by layer, for methods that look at several. seconds: preprocess and vision.
+    """
+
+    features: Tower
+    entered: Tower
     layout: Layout
-    state: Any  # the adapter's, see `Adapter.embed`
-    taps: tuple[Tensor, ...]  # outputs of earlier layers that the decoder is given, too
-    extra: int  # leading tokens that are no patch
-    schedule: tuple[int, ...]  # tokens entering each encoder layer that ran (all crops together)
-    fed: tuple[int, ...]  # tokens through the MLP of each
-    seconds: dict[str, float]  # preprocess and vision
+    layers: tuple[Spans, ...]
+    cls: dict[int, ClsRows]
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 class Projected(NamedTuple):
-    """Visual tokens on their way into the LLM. tokens [1, n, D]; stand [n]: the token at the projector at which each
-    stands; deep: for each of the first decoder layers what is added to the visual tokens after it, [1, n, D]; beside
-    [1, m, D]: tokens that layers read without their standing in the sequence."""
+    """Visual tokens on their way into the LLM. tokens [1, n, D]; anchor [n]: the token at the projector at whose place
+    each stands; deepstack: for each of the first decoder layers what is added to the visual tokens after it, [1, n, D];
+    outside [1, m, D]: tokens that layers read without their standing in the sequence."""
 
     tokens: Tensor
-    stand: Tensor
-    deep: list[Tensor]
-    beside: Tensor | None = None
+    anchor: Tensor
+    deepstack: list[Tensor]
+    outside: Tensor | None = None
 
 
-class Vision(Asking):
-    """From pixels to the visual tokens of the language model."""
+def encode(work: ForwardPass, inputs: Inputs) -> Encoded:
+    """The pictures through the tower up to the feature layer; later layers are not run."""
+    work.begin(inputs.layout)
+    backend, hooks = work.backend, work.hooks
+    tower = backend.embed(inputs, work.side is not None)
+    entered, layers, cls = tower, [], {}
+    for i in range(hooks.shape.feature_layer + 1):
+        work.cancel.look()
+        site = Site("vision_layer", i)
+        inside = hooks.inside(site)
+        if site in hooks.sites and not inside:
+            previous = backend.tower_probe(i - 1, entered) if i else None
+            tower = _reduced(work, site, tower, previous=previous, next=backend.tower_probe(i, tower))
+        entered = tower
+        if i in work.cls_layers:
+            cls[i] = cls_rows(work, i, entered)
+        if inside:
+            tower = replace(tower, hidden=backend.tower_attend(i, tower))
+            tower = _reduced(work, site, tower, inside=True, previous=backend.tower_probe(i, entered))
+            hidden = backend.tower_feed(i, tower)
+        else:
+            hidden = backend.tower_layer(i, tower)
+        layers.append(Spans(len(entered.hidden), len(tower.hidden), entered.segments, entered.details))
+        taps = (*tower.taps, hidden) if i in backend.deepstack_layers else tower.taps
+        tower = replace(tower, hidden=hidden, taps=taps)
+    features = replace(tower, hidden=backend.finish(tower.hidden))
+    return Encoded(features, entered, inputs.layout, tuple(layers), cls)
 
-    def recall(self, key: str) -> Encoded | None:
-        """The kept vision pass, if it is of this image and this method may share it."""
-        recent = self.vlm.recent
-        return recent[1] if self._shares() and recent is not None and recent[0] == key else None
 
-    def remember(self, key: str, encoded: Encoded) -> Encoded:
-        encoded = replace(encoded, seconds=dict(self.watch.seconds))
-        if self._shares():
-            self.vlm.recent = (key, encoded)
-        return encoded
+def _reduced(work: ForwardPass, site: Site, tower: Tower, inside: bool = False, **probes) -> Tower:
+    seen = tower.pick(tower.hidden)  # [t, g * C]
+    reduction = work.hooks.ask(site, seen, tower.anchor, inside=inside, extra=tower.extra, **probes)
+    if reduction is None:
+        return tower
+    return tower.reduce(reduction, work.hooks.layout.extra, work.backend.kept)
 
-    def _shares(self) -> bool:
-        return self.side is None and not any(site.kind == "vision_layer" for site in self.sites)
 
-    def encode(self, inputs: Inputs) -> Encoded:
-        """The pictures through the tower up to the feature layer; later layers are not run."""
-        layout = inputs.layout
-        self.lay(layout)
-        h, state = self.adapter.embed(self.model, inputs, self.side is not None)  # [crops, s, C]
-        layers = self.adapter.encoder_layers(self.model)[: self.shape.feature_layer + 1]
-        extra, entered, schedule, fed, taps = layout.extra, None, [], [], []
+def cls_rows(work: ForwardPass, i: int, entered: Tower) -> ClsRows:
+    probe = work.backend.tower_probe(i, entered)
+    if entered.extra == 0:
+        return ClsRows(probe.received()[None], probe.flops)
+    rows = probe.attention(torch.arange(entered.extra, device=entered.hidden.device))  # [heads, extra, t]
+    return ClsRows(rows.sum(1), probe.flops)  # views do not see each other: the row of each is 0 on the others
 
-        def probe(i, entered):
-            return self._probe(layers[i], i, entered, state)
 
-        def reduce(h, i, **probes):
-            nonlocal extra
-            reduction = self.ask(Site("vision_layer", i), h[0], None, extra=extra, **probes)
-            if reduction is None:
-                return h
-            extra = int(extra and reduction.anchor[0].item() == 0)  # CLS stays first or is gone
-            return reduction.apply(h)
+def project(work: ForwardPass, encoded: Encoded, question: Question | None = None) -> Projected:
+    """From the feature layer's output to the visual tokens of the LLM."""
+    tower = encoded.features
+    features = tower.pick(tower.hidden)  # [extra + n, g * C]
+    if work.backend.connector is not None:
+        return _connect(work, features)
+    hooks, layout = work.hooks, encoded.layout
+    state = {"question": question, "recorded": _booked_cls(work, encoded)}
+    anchor, deepstack = tower.anchor, [tower.pick(tap) for tap in tower.taps]
+    reduction = hooks.ask(
+        Site("projector"), features, anchor, extra=tower.extra, **state, **_probes(work, encoded, Site("projector"))
+    )
+    if reduction is None and tower.extra and not layout.keeps_extra:
+        n = len(features)
+        reduction = Reduction.select(torch.arange(tower.extra, n, device=features.device), n)
+        hooks.trace.add(Site("projector"), reduction)
+    columns = torch.arange(len(features), device=features.device)
+    if reduction is not None:
+        features, anchor, columns = reduction.apply(features), anchor[reduction.anchor], columns[reduction.anchor]
+        deepstack = [reduction.apply(d) for d in deepstack]
+    work.projected = len(features) * (1 + len(deepstack))
+    visual = work.backend.project(features, layout)  # [1, n, D]
+    deepstack = [work.backend.project_deepstack(i, d) for i, d in enumerate(deepstack)]
+    if layout.blend is not None:  # tokens of the scaled grid are mixes: no attention of the tower is theirs
+        anchor, columns = torch.arange(layout.units, device=visual.device), None
+        state |= {"recorded": {}}
+    else:
+        state |= _probes(work, encoded, Site("llm_input"))
+    reduction = hooks.ask(Site("llm_input"), visual[0], anchor, extra=0, columns=columns, **state)
+    if reduction is not None:
+        visual, anchor = reduction.apply(visual), anchor[reduction.anchor]
+        deepstack = [reduction.apply(d) for d in deepstack]
+    return Projected(visual, anchor, deepstack)
 
-        for i, layer in enumerate(layers):
-            inside = self.method.inside and Site("vision_layer", i) in self.sites
-            if Site("vision_layer", i) in self.sites and not inside:
-                h = reduce(h, i, previous=probe(i - 1, entered) if i else None, next=probe(i, h))
-            schedule.append(h.shape[0] * h.shape[1])
-            entered = h
-            if inside:
-                h = reduce(EncoderHalves.attend(layer, h), i, previous=probe(i, entered))
-            fed.append(h.shape[0] * h.shape[1])
-            h = EncoderHalves.feed(layer, h) if inside else self.adapter.run_layer(layer, i, h, state)
-            if i in self.adapter.taps(self.vlm.config):
-                taps.append(h.flatten(0, 1))
-        features = self.adapter.finish(self.model, h).flatten(0, 1)  # [N, C]
-        return Encoded(
-            features, entered.flatten(0, 1), layout, state, tuple(taps), extra, tuple(schedule), tuple(fed), {}
-        )
 
-    def _probe(self, layer, i: int, entered: Tensor, state) -> EncoderProbe:
-        sources, how = self.layout.sources, self.adapter.attends(i, self.layout, state)
-        return self.adapter.probe(layer, entered.reshape(-1, entered.shape[-1]), sources, **how)
+def _probes(work: ForwardPass, encoded: Encoded, site: Site) -> dict[str, Any]:
+    """Of the feature layer, and of the one behind it, which does not run but can be asked for its attention."""
+    if site not in work.hooks.sites:
+        return {}
+    last = work.hooks.shape.feature_layer
+    return {
+        "previous": work.backend.tower_probe(last, encoded.entered),
+        "next": work.backend.tower_probe(last + 1, encoded.features),
+    }
 
-    def project(self, encoded: Encoded) -> Projected:
-        """From the feature layer's output to the visual tokens of the LLM."""
-        if self.connector is not None:
-            return self._connect(encoded.features)
-        adapter, model, site, layout = self.adapter, self.model, Site("projector"), encoded.layout
-        sources = layout.sources
-        pick = (lambda x: x) if sources is None else (lambda x: x[sources].flatten(1))
-        features = pick(encoded.features)  # [extra + n, g * C]
-        deep = [pick(tap) for tap in encoded.taps]
-        layers, last = adapter.encoder_layers(model), self.shape.feature_layer
-        state = {"extra": encoded.extra, "previous": self._probe(layers[last], last, encoded.entered, encoded.state)}
-        if last + 1 < len(layers):  # a layer that does not run, but whose attention over the features can be asked for
-            state["next"] = self._probe(layers[last + 1], last + 1, encoded.features, encoded.state)
-        stand = torch.arange(len(features), device=features.device)
-        reduction = self.ask(site, features, stand, **state)
-        if reduction is None and encoded.extra and not layout.keeps_extra:
-            n = features.shape[0]
-            reduction = Reduction.select(torch.arange(encoded.extra, n, device=features.device), n)
-            self.trace.add(site, reduction)
-        if reduction is not None:
-            features, stand = reduction.apply(features), stand[reduction.anchor]
-            deep = [reduction.apply(d) for d in deep]
-        self.projected = features.shape[0]
-        visual = adapter.pack(model, adapter.project(model, features[None]), layout)  # [1, n, D]
-        if layout.blend is not None:
-            stand = torch.arange(layout.units, device=visual.device)
-        deep = [adapter.project_deepstack(model, i, d[None]) for i, d in enumerate(deep)]
-        reduction = self.ask(Site("llm_input"), visual[0], stand, extra=0)
-        if reduction is not None:
-            visual, stand = reduction.apply(visual), stand[reduction.anchor]
-            deep = [reduction.apply(d) for d in deep]
-        return Projected(visual, stand, deep)
 
-    def _connect(self, features: Tensor) -> Projected:
-        """The same by a trained connector; features [1 + n, C]."""
-        method, patches = self.method, self.shape.patches
-        made = self.connector(features[None], self.shape.grid, method.keep(patches), **method.options())
-        reduction = made.reduction(len(features))
-        self.trace.add(Site("projector"), reduction)
-        if self.connector.outside:
-            none = features.new_zeros(1, 0, self.vlm.spec.hidden)
-            return Projected(none, reduction.anchor[:0], [], made.tokens)
-        return Projected(made.tokens, reduction.anchor, [])
+def _booked_cls(work: ForwardPass, encoded: Encoded) -> dict[int, Tensor]:
+    """The CLS rows that the method asked for. A layer's keys are projected again for them: the method pays."""
+    wanted = {i: rows for i, rows in encoded.cls.items() if i in work.cls_layers}
+    work.hooks.overhead += sum(rows.flops for rows in wanted.values())
+    return {i: rows.attention for i, rows in wanted.items()}
+
+
+def _connect(work: ForwardPass, features: Tensor) -> Projected:
+    """The same by a trained connector; features [1 + n, C]."""
+    method, hooks, connector = work.method, work.hooks, work.backend.connector
+    made = connector(features[None], hooks.shape.grid, method.keep(hooks.shape.patches), **method.options())
+    reduction = made.reduction(len(features))
+    hooks.trace.add(Site("projector"), reduction)
+    if connector.outside:
+        none = features.new_zeros(1, 0, work.vlm.spec.hidden)
+        return Projected(none, reduction.anchor[:0], [], made.tokens)
+    return Projected(made.tokens, reduction.anchor, [])

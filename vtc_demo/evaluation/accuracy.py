@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from vtc_demo import engine, world
 from vtc_demo.core import environment
+from vtc_demo.core.images import Pictures
 from vtc_demo.core.measures import right
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
@@ -37,10 +38,10 @@ def evaluate(vlm: VLM, methods: list[Method], questions: int = 2000, progress: b
     evidence: list[list[float]] = [[] for _ in methods]
     bar = tqdm(total=questions, unit="question", disable=not progress, mininterval=2)
     for seed, (scene, asked) in enumerate(held_out(questions)):
-        key = engine.picture_key(scene.image)
+        pictures = Pictures.open(scene.image)
         for i, method in enumerate(methods):
             for q in asked:
-                run = engine.run(vlm, scene.image, q.text, method, key=key, seed=seed)
+                run = engine.run(vlm, pictures, q.text, method, seed=seed)
                 hit, kept = graded(run, q)
                 tallies[i][q.kind].append(hit)
                 tokens[i].append(run.equivalent_tokens)

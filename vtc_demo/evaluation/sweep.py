@@ -15,6 +15,7 @@ import torch
 
 from vtc_demo import engine, registry, world
 from vtc_demo.core import environment
+from vtc_demo.core.images import Pictures
 from vtc_demo.models import VLM
 
 from .questions import balanced
@@ -166,11 +167,11 @@ class SweepRun:
         yield SweepEvent("done", self.record())
 
     def _scene(self, seed: int, scene: world.Scene, questions: list[world.Question]) -> Iterator[SweepEvent]:
-        key = engine.picture_key(scene.image)
+        pictures = Pictures.open(scene.image)
         for point in list(self.points):
             try:
                 for question in questions:
-                    run = engine.run(self.vlm, scene.image, question.text, point.method, key=key, seed=seed)
+                    run = engine.run(self.vlm, pictures, question.text, point.method, seed=seed)
                     point.add(run, question)
                     yield SweepEvent("progress", self._progress(point))
             except ValueError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -28,6 +30,7 @@ class Adapter(ABC):
     probe: ClassVar[type[EncoderProbe]] = EncoderProbe  # attention of one tower layer on demand
     axes: ClassVar[int] = 1  # of position ids
     resizable: ClassVar[bool] = False  # whether a smaller picture makes fewer patches
+    countable: ClassVar[bool] = True  # whether who sees whom in the tower follows from the lengths of the views
     nested: ClassVar[bool] = False  # whether its image processor takes a list of pictures for each prompt
     image_options: ClassVar[dict[str, Any]] = {}  # given to it
 
@@ -57,21 +60,38 @@ class Adapter(ABC):
 
     @abstractmethod
     def embed(self, model, inputs: Inputs, resized: bool) -> tuple[Tensor, Any]:
-        """(what enters encoder layer 0, [crops, s, C]; whatever `run_layer` and `attends` need). resized: the picture
-        was scaled for the method."""
+        """(what enters encoder layer 0, the tokens of all views one after another [N, C]; details that `run_layer`
+        and `attends` need). resized: the picture was scaled for the method."""
 
-    def run_layer(self, layer: nn.Module, i: int, h: Tensor, state) -> Tensor:
-        return layer(h, attention_mask=None)
+    def run_layer(self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any) -> Tensor:
+        """Encoder layer i on h [N, C]; segments: lengths of the views."""
+        return by_view(lambda view: layer(view, attention_mask=None), h, segments)
 
-    def attends(self, i: int, layout: Layout, state) -> dict[str, Any]:
-        """What `probe` must know of layer i: segments, rope."""
-        return {} if layout.plain else {"segments": layout.segments}
+    def attend(self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any) -> Tensor:
+        """The first half of a layer: h with what its attention adds, [N, C]."""
+
+        def half(view: Tensor) -> Tensor:
+            return view + layer.self_attn(layer.layer_norm1(view), attention_mask=None)[0]
+
+        return by_view(half, h, segments)
+
+    def feed(self, layer: nn.Module, h: Tensor) -> Tensor:
+        """The second half: h with what its MLP adds, [N, C]."""
+        return h + layer.mlp(layer.layer_norm2(h))
+
+    def attends(self, i: int, segments: tuple[int, ...], details: Any) -> dict[str, Any]:
+        """What `probe` must know of layer i: lengths of the spans that attend to each other; rope."""
+        return {"segments": segments}
+
+    def kept(self, details: Any, places: Tensor) -> Any:
+        """The details for the tokens that are left, by their old places [N']."""
+        return details
 
     def finish(self, model, h: Tensor) -> Tensor:
-        """From the feature layer's output to the features."""
+        """From the feature layer's output to the features, [N, C]."""
         return h
 
-    def taps(self, config) -> tuple[int, ...]:
+    def deepstack_layers(self, config) -> tuple[int, ...]:
         """Encoder layers whose outputs are also given to the decoder, one to each of its first layers."""
         return ()
 
@@ -85,8 +105,8 @@ class Adapter(ABC):
         return visual
 
     def project_deepstack(self, model, i: int, features: Tensor) -> Tensor:
-        """The same for the i-th of `taps`."""
-        raise ValueError(f"{self.model_type} has no taps")
+        """The same for the i-th of `deepstack_layers`."""
+        raise ValueError(f"{self.model_type} has no deepstack features")
 
     def decoder(self, model) -> nn.Module:
         """The module with embed_tokens, layers, norm and rotary_emb."""
@@ -123,3 +143,10 @@ class Adapter(ABC):
 
 def said(role: str, text: str, images: int = 0) -> dict:
     return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+
+
+def by_view(run: Callable[[Tensor], Tensor], h: Tensor, segments: tuple[int, ...]) -> Tensor:
+    """`run` on the views of h [N, C]: as one batch [views, n, C] if they are equally long, else one by one."""
+    if len(set(segments)) == 1:
+        return run(h.view(len(segments), segments[0], -1)).flatten(0, 1)
+    return torch.cat([run(view[None])[0] for view in h.split(segments)])

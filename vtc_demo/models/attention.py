@@ -49,7 +49,32 @@ def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return (q @ k.T) * (scale / heads)
 
 
-class EncoderProbe:
+class Probe:
+    """What the probes of tower and decoder have in common: rows in chunks where only sums over them are wanted."""
+
+    @property
+    def tokens(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def heads(self) -> int:
+        raise NotImplementedError
+
+    def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
+        raise NotImplementedError
+
+    def received(self) -> Tensor:
+        """The attention that each token receives, averaged over all heads and rows, [n] float32.
+
+        The map of all rows is never held: no more than CHUNK scores at a time.
+        """
+        n = self.tokens
+        rows = torch.arange(n, device=self.entered.device)
+        parts = [self.attention(some, mean=True).sum(0) for some in rows.split(max(1, CHUNK // (self.heads * n)))]
+        return torch.stack(parts).sum(0) / n
+
+
+class EncoderProbe(Probe):
     """One encoder layer and the tokens that entered it, [N, C]; for layers named as in CLIP and SigLIP.
 
     sources [n, g]: the tokens behind each of the n that a method sees; None: it sees all N as they are. The attention
@@ -83,19 +108,23 @@ class EncoderProbe:
     def scale(self) -> float:
         return self.block.scale
 
+    @property
+    def heads(self) -> int:
+        return self.block.num_heads
+
     def norm(self, x: Tensor) -> Tensor:
         return self.layer.layer_norm1(x)
 
     def project(self, x: Tensor, which: str) -> Tensor:
-        """[n, C] -> [n, heads * d]; which: "q" or "k"."""
+        """[n, C] -> [n, heads * d]; which: "q", "k" or "v"."""
         return getattr(self.block, f"{which}_proj")(x)
 
     # -- attention ------------------------------------------------------------------------------------------------
-    def _heads(self, x: Tensor) -> Tensor:
+    def _split(self, x: Tensor) -> Tensor:
         """[n, C] -> [heads, n, d]"""
         return x.view(x.shape[0], self.block.num_heads, -1).transpose(0, 1)
 
-    def _turned(self, x: Tensor, rows=slice(None)) -> Tensor:
+    def _rotated(self, x: Tensor, rows=slice(None)) -> Tensor:
         """[heads, r, d] with RoPE, if the tower has it."""
         if self.rope is None:
             return x
@@ -116,18 +145,30 @@ class EncoderProbe:
         def make():
             n, width = self.entered.shape
             self.flops += cost.linear_flops(n, width, width)
-            return self._heads(self.project(self._input(), "k"))
+            return self._split(self.project(self._input(), "k"))
 
         return self._once("keys", make)
 
     def keys(self) -> Tensor:
         """k_proj output, bias included, unscaled, without RoPE, [heads, n, d]; the mean over a group."""
-        keys = self._projected()
-        return keys if self.sources is None else keys[:, self.sources].mean(2)
+        return self._of_groups(self._projected())
+
+    def values(self) -> Tensor:
+        """v_proj output, bias included, [heads, n, d]; the mean over a group."""
+
+        def make():
+            n, width = self.entered.shape
+            self.flops += cost.linear_flops(n, width, width)
+            return self._split(self.project(self._input(), "v"))
+
+        return self._of_groups(self._once("values", make))
+
+    def _of_groups(self, x: Tensor) -> Tensor:
+        return x if self.sources is None else x[:, self.sources].mean(2)
 
     def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
         """rows [r] int64 -> [heads, r, n] float32, or its mean over the heads [r, n]."""
-        keys = self._turned(self._projected())
+        keys = self._rotated(self._projected())
         if self.sources is None:
             return softmax_rows(self._queries(rows), keys, self.scale, None, mean)
         lead = () if mean else (keys.shape[0],)
@@ -153,7 +194,7 @@ class EncoderProbe:
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows [r] int64 -> [r, n] float32, see `mean_logits`; of a group, the mean over its members."""
-        keys = self._turned(self._projected())
+        keys = self._rotated(self._projected())
         if self.sources is None:
             return mean_logits(self._queries(rows), keys, self.scale)
         members = self.sources[rows]
@@ -166,10 +207,10 @@ class EncoderProbe:
         self.flops += cost.rows_attention_flops(
             len(rows), keys or self.entered.shape[0], heads, width // heads, width, heads, project_keys=False
         )
-        return self._turned(self._heads(self.project(self._input()[rows], "q")), rows)
+        return self._rotated(self._split(self.project(self._input()[rows], "q")), rows)
 
 
-class DecoderProbe:
+class DecoderProbe(Probe):
     """One decoder layer and the sequence that entered it, [S, C].
 
     rope: (cos, sin) each [S, d] at the sequence's positions. cached: the layer's keys after RoPE [kv_heads, S, d] if it
@@ -183,7 +224,11 @@ class DecoderProbe:
     def tokens(self) -> int:
         return self.entered.shape[0]
 
-    def _turned(self, projected: Tensor, rows: Tensor | slice, which: str) -> Tensor:
+    @property
+    def heads(self) -> int:
+        return self.layer.self_attn.config.num_attention_heads
+
+    def _rotated(self, projected: Tensor, rows: Tensor | slice, which: str) -> Tensor:
         """[r, heads * d] -> [heads, r, d], normed if the decoder norms its heads (Qwen3), with RoPE."""
         cos, sin = (part[rows] for part in self.rope)
         norm = getattr(self.layer.self_attn, f"{which}_norm", None)
@@ -195,7 +240,7 @@ class DecoderProbe:
         if self.cached is None:
             attention, everything = self.layer.self_attn, slice(None)
             projected = attention.k_proj(self.layer.input_layernorm(self.entered))
-            self.cached = self._turned(projected, everything, "k")
+            self.cached = self._rotated(projected, everything, "k")
             self.flops += cost.linear_flops(self.tokens, self.entered.shape[1], projected.shape[1])
         return self.cached
 
@@ -210,7 +255,7 @@ class DecoderProbe:
     def _queries(self, rows: Tensor) -> Tensor:
         """[heads, r, d] with RoPE; books them and their scores."""
         attention, keys = self.layer.self_attn, self.keys()
-        q = self._turned(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows, "q")
+        q = self._rotated(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows, "q")
         heads, kv_heads = q.shape[0], keys.shape[0]
         self.flops += cost.rows_attention_flops(
             len(rows), self.tokens, heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -161,18 +162,27 @@ class Prompt:
     text: Tensor
     after: int
     newlines: Tensor = field(repr=False)  # which of `others` are line breaks
+    question: Tensor = field(repr=False)  # which of `text` are words of the question itself
 
     @property
     def in_one_span(self) -> bool:
         return len(self.visual) == 1 + int(self.visual[-1] - self.visual[0])
 
+    def to(self, device) -> Prompt:
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "after"}
+        return replace(self, **moved)
+
     @classmethod
-    def build(cls, ids: list[int], placeholder: int, layout: Layout, device) -> Prompt:
-        """Put each picture's pieces in the place of its placeholder. Raises ValueError if their numbers differ."""
+    def build(
+        cls, ids: list[int], placeholder: int, layout: Layout, device, own: Sequence[bool] | None = None
+    ) -> Prompt:
+        """Put each picture's pieces in the place of its placeholder. own: which of the ids are the question's, default
+        none. Raises ValueError if the numbers of pictures and placeholders differ."""
         count = ids.count(placeholder)
         if count != len(layout.pieces):
             raise ValueError(f"the chat template makes {count} image places, expected {len(layout.pieces)}")
         pieces, out, words, after = iter(layout.pieces), [], [], 0
+        asked = [mine for token, mine in zip(ids, own or [False] * len(ids), strict=True) if token != placeholder]
         for token in ids:
             new = next(pieces) if token == placeholder else [token]
             out += new
@@ -187,6 +197,7 @@ class Prompt:
             word[others].nonzero().flatten().to(device),
             after,
             (all_ids[others] == NEWLINE).nonzero().flatten().to(device),
+            torch.tensor(asked, dtype=torch.bool).nonzero().flatten().to(device),
         )
 
 

@@ -18,6 +18,7 @@ from vtc_demo.cost import ModelSpec
 from . import catalog, families, memory
 from .adapter import Adapter
 from .catalog import CATALOG
+from .text_tower import TextTower
 from .vlm import VLM
 
 
@@ -40,13 +41,20 @@ FAILURES = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportErro
 
 
 def load_vlm(
-    name: str | Path = "embedded", device=None, dtype=None, revision: str | None = None, device_map=None
+    name: str | Path = "embedded",
+    device=None,
+    dtype=None,
+    revision: str | None = None,
+    device_map=None,
+    text_tower=None,
 ) -> VLM:
     """A model ready to run: "embedded" (ships with the repository), a folder, or a hub id (uses the network once).
 
     device: default cuda if there is one, else cpu. dtype: torch dtype or its name; default float32 on a CPU, bfloat16
     elsewhere. revision: commit or tag of a hub repository; default that of `catalog`, if it has one. device_map: as in
     accelerate ("auto", or module -> device), for a model larger than one device; then `device` must be left out.
+    text_tower: folder or hub id of the CLIP model that the vision tower comes from, for methods that compare the
+    picture with the question in its space.
     Code from a repository is never run; only safetensors weights are read. Progress bars of the download and of the
     weights are shown on stderr, unless transformers is told otherwise.
     Raises ValueError if there is no such model, it cannot be had, its family does not run here, or it does not fit.
@@ -83,7 +91,25 @@ def load_vlm(
         raise ValueError(f"{name} does not fit on the devices: accelerate left parts of it aside. {memory.WAYS_OUT}")
     if info["missing_keys"]:
         raise ValueError(f"cannot run {name}: weights are missing, among them {min(info['missing_keys'])}")
-    return VLM(model, processor, adapter, str(name))
+    return VLM(
+        model, processor, adapter, str(name), None if text_tower is None else _text_tower(text_tower, model, config)
+    )
+
+
+def _text_tower(name: str | Path, model, config) -> TextTower:
+    """Raises ValueError if it cannot be had or does not fit the model's vision tower."""
+    source, local = _source(str(name), None)
+    try:
+        tower = TextTower.load(source, model.device, model.dtype, local_files_only=local)
+    except FAILURES as error:
+        raise ValueError(_cannot(name, error, local)) from error
+    width = getattr(config.vision_config, "hidden_size", None)
+    if tower.vision_width != width:
+        raise ValueError(
+            f"{name} is a CLIP model for {tower.vision_width} wide vision features, the model's tower has {width}; "
+            "give the CLIP model that the vision tower comes from"
+        )
+    return tower
 
 
 def spec_of(config) -> ModelSpec:

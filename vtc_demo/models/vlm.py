@@ -16,9 +16,11 @@ from torch import Tensor
 
 from vtc_demo import cost
 from vtc_demo.core.shape import ModelShape
+from vtc_demo.core.workspace import Workspace
 
 from .adapter import Adapter
 from .layout import Inputs, Layout, Prompt
+from .text_tower import TextTower
 
 MAX_QUESTION = 400  # characters
 ANSWER = "ANSWER-GOES-HERE"  # stands in for an answer while the chat template is filled
@@ -28,16 +30,16 @@ ANSWER = "ANSWER-GOES-HERE"  # stands in for an answer while the chat template i
 class VLM:
     """A loaded model: weights, processor and the adapter of its family. The engine never changes it.
 
-    `recent` holds the vision pass of the last image (see engine); it is replaced, never altered, so that threads may
-    share a VLM. `compiled` runs the decoder's layers if set (see `vtc_demo.compiled`).
+    workspace: what passes leave for the next. text_tower: for methods that compare the picture with the question in
+    CLIP's space. compiled: runs the decoder's layers if set (see `engine.compiled`).
     """
 
     model: Any
     processor: Any
     adapter: Adapter
     name: str
-    recent: Any = field(default=None, repr=False)
-    warm: bool = field(default=False, repr=False)
+    text_tower: TextTower | None = field(default=None, repr=False)
+    workspace: Workspace = field(default_factory=Workspace, repr=False)
     compiled: Callable | None = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -113,7 +115,12 @@ class VLM:
     def prompt(self, question: str, layout: Layout) -> Prompt:
         """Token ids of the chat prompt around its pictures."""
         text = self.adapter.prompt(self.processor, question, len(layout.pieces))
-        return Prompt.build(self.tokenize(text), self.config.image_token_id, layout, self.device)
+        found = self._encoded(text)
+        start = text.rfind(question)
+        own = [
+            start <= begin and end <= start + len(question) and end > begin for begin, end in found["offset_mapping"]
+        ]
+        return Prompt.build(found["input_ids"], self.config.image_token_id, layout, self.device, own)
 
     def next_turn(self, question: str) -> list[int]:
         """Token ids from the end of an answer to the beginning of the next, with the question between them."""
@@ -124,8 +131,12 @@ class VLM:
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a chat prompt, with the token of the beginning, if the model has one, exactly once."""
+        return self._encoded(text)["input_ids"]
+
+    def _encoded(self, text: str):
         bos = self.tokenizer.bos_token
-        return self.tokenizer(text, add_special_tokens=not (bos and text.startswith(bos)))["input_ids"]
+        special = not (bos and text.startswith(bos))
+        return self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
 
     def answer_text(self, ids: list[int]) -> str:
         """The words of an answer."""

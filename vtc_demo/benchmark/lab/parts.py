@@ -143,10 +143,12 @@ class Parts:
         return lambda: self.adapter.embed(self.model, inputs, point.side is not None)
 
     def _tower(self, point: Point) -> Callable:
-        h, state = self._embed(Point("embed", point.tokens))()
-        h, i = h[:, : point.tokens].contiguous(), self.encoder[point.kind]
+        h, details = self._embed(Point("embed", point.tokens))()  # [N, C]
+        views = len(self.shape.inputs().layout.segments)
+        h = h.unflatten(0, (views, -1))[:, : point.tokens].flatten(0, 1)
+        i, segments = self.encoder[point.kind], (h.shape[0] // views,) * views
         layer = self.adapter.encoder_layers(self.model)[i]
-        return lambda: self.adapter.run_layer(layer, i, h, state)
+        return lambda: self.adapter.run_layer(layer, i, h, segments, details)
 
     def _projector(self, point: Point) -> Callable:
         features = self._random(1, point.tokens, self.shape.spec.projector[0])

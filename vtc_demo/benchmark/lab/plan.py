@@ -1,6 +1,6 @@
 """How many tokens a method leaves at every layer of a shape: one pass through the narrow model.
 
-What the method computes itself is counted on stand-ins of the shape's true size, see `vtc_demo.dry`.
+What the method computes itself is counted on stand-ins of the shape's true size, see `engine.shape_only`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from vtc_demo import registry
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
-from vtc_demo.engine import Pass, dry
+from vtc_demo.engine import ForwardPass, shape_only
+from vtc_demo.engine.language import prefill
+from vtc_demo.engine.vision import encode, project
 from vtc_demo.models.layout import Prompt
 
 from ..budgets import at_budgets
 from .shapes import Shape
 
-VIEWS = "this shape encodes a picture as several views, or merges the tower's tokens"
-PICTURE = "it depends on the picture in a way that stand-ins do not show"
+SPANS = "who sees whom in the tower of this shape depends on more than the number of tokens"
+PICTURE = "it depends on the picture in a way that shapes do not show"
 
 
 @dataclass(frozen=True)
@@ -53,19 +55,20 @@ class Plan:
 def plan(shape: Shape, method: Method, text: int) -> Plan:
     """Raises ValueError if the method does not suit the shape."""
     vlm = shape.narrow
-    work = Pass(vlm, method, seed=0)
-    encoded = work.encode(shape.inputs(work.side))
+    work = ForwardPass(vlm, method)
+    encoded = encode(work, shape.inputs(work.side))
     image = vlm.config.image_token_id
     prompt = Prompt.build([0] * (text // 2) + [image] + [0] * (text - text // 2), image, encoded.layout, vlm.device)
-    prefilled = work.prefill(prompt, work.project(encoded))
+    asked = work.question("", prompt)
+    prefilled = prefill(work, prompt, project(work, encoded, asked), asked)
     crops = len(encoded.layout.segments)
     own = own_work(shape, work, prompt)
     return Plan(
         method,
         work.side,
-        tuple(n // crops for n in encoded.schedule),
+        tuple(spans.entered // crops for spans in encoded.layers),
         work.projected,
-        tuple(work.trace.schedule),
+        tuple(work.hooks.trace.schedule),
         tuple(prefilled.cached),
         prefilled.text_tokens,
         own if isinstance(own, int) else None,
@@ -73,21 +76,17 @@ def plan(shape: Shape, method: Method, text: int) -> Plan:
     )
 
 
-def own_work(shape: Shape, work: Pass, prompt: Prompt) -> int | str:
+def own_work(shape: Shape, work: ForwardPass, prompt: Prompt) -> int | str:
     """FLOPs of a method's own work in the true size, or why they cannot be counted. work: its pass through the narrow
     model."""
-    vlm, method = shape.sketch, work.method
-    if not work.overhead:  # nothing in a narrow model is nothing in a wide one
+    vlm, method, trace = shape.sketch, work.method, work.hooks.trace
+    if not work.hooks.overhead:  # nothing in a narrow model is nothing in a wide one
         return 0
-    layout = shape.inputs().layout  # of the picture as it comes; a dry pass scales it itself
-    if not dry.countable(vlm, method, layout):
-        return VIEWS
-    counted = dry.DryPass(vlm, method, layout, prompt, work.seed, work.trace if method.adaptive else None)
-    try:
-        same = list(counted.cost().schedule) == list(work.trace.schedule)
-    except Exception:  # whatever the hook of somebody's method does with values that mean nothing
-        same = False
-    return counted.overhead if same else PICTURE
+    if not shape_only.countable(vlm, method):
+        return SPANS
+    layout = shape.inputs().layout  # of the picture as it comes; counting scales it itself
+    counted = shape_only.count(vlm, method, layout, prompt, replay=trace if method.adaptive else None)
+    return counted.overhead if list(counted.schedule) == list(trace.schedule) else PICTURE
 
 
 # -- which methods --------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Idefics3Adapter(Adapter):
     def embed(self, model, inputs, resized):
         tower, side = model.model.vision_model, self.side(model.config)
         whole = torch.ones((len(inputs.pixels), side, side), dtype=torch.bool, device=inputs.pixels.device)
-        return tower.embeddings(pixel_values=inputs.pixels, patch_attention_mask=whole), None
+        return tower.embeddings(pixel_values=inputs.pixels, patch_attention_mask=whole).flatten(0, 1), None
 
     def finish(self, model, h):
         return model.model.vision_model.post_layernorm(h)

@@ -9,7 +9,7 @@ from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from vtc_demo.core.shape import ModelShape
 
-from ..adapter import Adapter
+from ..adapter import Adapter, by_view
 from ..attention import EncoderProbe
 from ..layout import VISUAL, Inputs, tiled
 from ..spec import build_spec
@@ -28,7 +28,8 @@ class InternProbe(EncoderProbe):
         return self.layer.layernorm_before(x)
 
     def project(self, x, which):
-        return getattr(self.block, f"{which}_norm")(super().project(x, which))
+        projected = super().project(x, which)
+        return projected if which == "v" else getattr(self.block, f"{which}_norm")(projected)
 
 
 class InternVLAdapter(Adapter):
@@ -81,10 +82,18 @@ class InternVLAdapter(Adapter):
         return model.model.vision_tower.encoder.layer
 
     def embed(self, model, inputs, resized):
-        return model.model.vision_tower.embeddings(inputs.pixels), None
+        return model.model.vision_tower.embeddings(inputs.pixels).flatten(0, 1), None
 
-    def run_layer(self, layer, i, h, state):
-        return layer(h)
+    def run_layer(self, layer, i, h, segments, details):
+        return by_view(layer, h, segments)
+
+    def attend(self, layer, i, h, segments, details):
+        return by_view(
+            lambda view: view + layer.lambda_1 * layer.attention(layer.layernorm_before(view))[0], h, segments
+        )
+
+    def feed(self, layer, h):
+        return h + layer.lambda_2 * layer.mlp(layer.layernorm_after(h))
 
     def finish(self, model, h):
         return model.model.vision_tower.layernorm(h) if model.config.vision_feature_layer == -1 else h

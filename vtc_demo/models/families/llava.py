@@ -70,7 +70,8 @@ class LlavaAdapter(Adapter):
     def embed(self, model, inputs, resized):
         tower = model.model.vision_tower
         h = tower.embeddings(inputs.pixels, interpolate_pos_encoding=resized)
-        return (tower.pre_layrnorm(h) if hasattr(tower, "pre_layrnorm") else h), None
+        h = tower.pre_layrnorm(h) if hasattr(tower, "pre_layrnorm") else h  # [views, s, C]
+        return h.flatten(0, 1), None
 
     def project(self, model, features):
         return model.model.multi_modal_projector(features)

@@ -42,7 +42,7 @@ class Qwen25VLAdapter(Qwen2VLAdapter):
         rope = tower.rotary_pos_emb(h, get_vision_position_ids(grid, tower.spatial_merge_size).to(device))
         rope = tuple(part[order] for part in rope)
         full = tuple(model.config.vision_config.fullatt_block_indexes)
-        return h[None], Spans(get_vision_cu_seqlens(grid), rope, limits, full, order)
+        return h, Spans(get_vision_cu_seqlens(grid), rope, limits, full)
 
     def sources(self, config, sizes, sources):
         joined, _ = self.windows(config, frames(Layout((), (), (), sizes=sizes), "cpu"))

@@ -35,20 +35,27 @@ class FusedProbe(EncoderProbe):
 
     def project(self, x, which):
         qkv, width = self.block.qkv, x.shape[-1]
-        rows = slice(0, width) if which == "q" else slice(width, 2 * width)
+        start = "qkv".index(which) * width
+        rows = slice(start, start + width)
         return nn.functional.linear(x, qkv.weight[rows], None if qkv.bias is None else qkv.bias[rows])
 
 
 @dataclass(frozen=True)
 class Spans:
     """What the layers need. limits: bounds of the pictures among the tokens; windows: of the attention windows, in the
-    layers outside `full`. rope: (cos, sin), [N, d] each. order: the tokens' order, where it is not the input's."""
+    layers outside `full`. rope: (cos, sin), [N, d] each."""
 
     limits: Tensor
     rope: tuple[Tensor, Tensor]
     windows: Tensor | None = None
     full: tuple[int, ...] = ()
-    order: Tensor | None = None
+
+    def keep(self, places: Tensor) -> Spans:
+        """For the tokens that are left, at these old places [N'], which ascend."""
+        left = lambda limits: torch.searchsorted(places, limits.to(places)).unique_consecutive().to(limits)  # noqa: E731
+        rope = (self.rope[0][places], self.rope[1][places])
+        windows = None if self.windows is None else left(self.windows)
+        return Spans(left(self.limits), rope, windows, self.full)
 
     def at(self, i: int) -> Tensor:
         return self.limits if self.windows is None or i in self.full else self.windows
@@ -63,6 +70,7 @@ class Qwen2VLAdapter(Adapter):
     description = "Qwen2-VL (Qwen2VLForConditionalGeneration)"
     probe = FusedProbe
     axes = 3
+    countable = False  # spans of the tower come from its rotary details
 
     def check(self, config):
         text = config.text_config
@@ -109,13 +117,22 @@ class Qwen2VLAdapter(Adapter):
         tower, grid = model.model.visual, frames(inputs.layout, inputs.pixels.device)
         h = tower.patch_embed(inputs.pixels)  # [N, C]
         rope = tower.rotary_pos_emb(h, get_vision_position_ids(grid, tower.spatial_merge_size))
-        return h[None], Spans(get_vision_cu_seqlens(grid), rope)
+        return h, Spans(get_vision_cu_seqlens(grid), rope)
 
-    def run_layer(self, layer, i, h, state):
-        return layer(h[0], cu_seqlens=state.at(i), position_embeddings=state.rope)[None]
+    def run_layer(self, layer, i, h, segments, details):
+        return layer(h, cu_seqlens=details.at(i), position_embeddings=details.rope)
 
-    def attends(self, i, layout, state):
-        return {"segments": tuple(state.at(i).diff().tolist()), "rope": state.rope}
+    def attend(self, layer, i, h, segments, details):
+        return h + layer.attn(layer.norm1(h), cu_seqlens=details.at(i), position_embeddings=details.rope)
+
+    def feed(self, layer, h):
+        return h + layer.mlp(layer.norm2(h))
+
+    def attends(self, i, segments, details):
+        return {"segments": tuple(details.at(i).diff().tolist()), "rope": details.rope}
+
+    def kept(self, details, places):
+        return details.keep(places)
 
     def project(self, model, features):
         joined = model.model.visual.merger(features.unflatten(-1, (self.merge(model.config) ** 2, -1)).flatten(0, 2))

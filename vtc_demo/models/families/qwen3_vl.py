@@ -34,9 +34,9 @@ class Qwen3VLAdapter(Qwen2VLAdapter):
         )
         h = h + (tower.pos_embed(places) * weights[:, :, None]).sum(1).to(h.dtype)
         rope = tower.rotary_pos_emb(h, get_vision_position_ids(grid, tower.spatial_merge_size))
-        return h[None], Spans(get_vision_cu_seqlens(grid), rope)
+        return h, Spans(get_vision_cu_seqlens(grid), rope)
 
-    def taps(self, config):
+    def deepstack_layers(self, config):
         return tuple(config.vision_config.deepstack_visual_indexes)
 
     def project_deepstack(self, model, i, features):
