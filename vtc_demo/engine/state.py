@@ -47,7 +47,8 @@ class Tower:
         the tokens that are left, by their old places.
         """
         anchor = self.anchor[reduction.anchor]
-        extra = int((anchor < leading).sum()) if self.extra else 0
+        # CLS stays first, or a method is not told of it any more
+        extra = int((anchor[: self.extra] < leading).long().cumprod(0).sum()) if self.extra else 0
         if self.members is None:
             hidden = reduction.apply(self.hidden)  # [N, C] -> [m, C]
             taps = tuple(reduction.apply(tap) for tap in self.taps)
