@@ -129,7 +129,7 @@ def costs(record: dict) -> str:
         "parameters of connector or projector",
         "its FLOPs",
     ]
-    heads += ["own work", "prefill", "all to the first token", "KV cache", "TTFT, ms (IQR)"]
+    heads += ["overhead", "prefill", "all to the first token", "KV cache", "TTFT, ms (IQR)"]
     rows = [row for rows in groups(record).values() for row in rows]
     return "### Cost\n\n" + table(heads, [_cost(record, row) for row in rows])
 
