@@ -118,3 +118,14 @@ def test_the_result(tmp_path, capsys):
     common.deliver(Namespace(out=None, json=False), '{"a": 1}', "a table")
     assert capsys.readouterr().out == "a table\n"
     assert [file.name for file in out.parent.iterdir()] == ["record.json"]
+
+
+def test_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    end = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        common.deliver(Namespace(out=common.output_file(str(pipe)), json=False), "{}", "")
+        assert os.read(end, 10) == b"{}\n" and pipe.is_fifo()
+    finally:
+        os.close(end)

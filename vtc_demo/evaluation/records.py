@@ -177,6 +177,9 @@ def _flat_differences(row: dict) -> dict:
 
 def write(path: Path, text: str) -> None:
     """The whole text or nothing: a file is never left half written."""
+    if path.exists() and not path.is_file():  # a pipe or a device is written to, not replaced
+        path.write_text(text, encoding="utf-8")
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     part.write_text(text, encoding="utf-8")
