@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from adapters import ADAPTERS
+from adapters import ADAPTERS, RECORDED
 from safetensors import safe_open
 
 from vtc_demo.registry import list_methods
@@ -21,7 +21,6 @@ RECORDINGS = [
     for file in sorted(folder.glob("*.safetensors"))
     if file.stem in ADAPTERS
 ]
-OTHER_NAME = {"pyramiddrop": "pdrop", "mustdrop": "mustdrop_prefill"}  # methods whose recording goes by another name
 
 
 def load(file):
@@ -58,4 +57,4 @@ def test_a_claim_of_equality_with_released_code_is_backed_by_a_recording():
     """Of methods that need no training; trained connectors are held to transformers' classes in test_connectors."""
     claimed = {c.name for c in list_methods() if c.training_free and c.faithfulness == "matches released code"}
     assert claimed
-    assert {OTHER_NAME.get(name, name) for name in claimed} <= set(ADAPTERS)
+    assert claimed <= RECORDED

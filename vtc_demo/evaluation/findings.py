@@ -15,23 +15,27 @@ from .zoo_tables import is_outside, recipe
 RECORDS = MEASUREMENTS
 BUDGETS = (192, 128, 64)  # those of the papers' tables
 BASELINES = ("random", "uniform", "pool")
+NOT_MEASURED = "Not measured here yet."
 
 
 def finding(card: Card, records: Path = RECORDS) -> str:
-    """Accuracy beside the baselines, speed beside the full model, then what the card itself adds ("" if nothing).
+    """Accuracy beside the baselines, speed beside the full model, then what the card itself adds.
 
-    records: folder with embedded_sweep.json, bench-cpu.json and, for trained connectors, zoo.json; what is not recorded
-    is not told.
+    records: folder with embedded_sweep.json, bench-cpu.json and, for trained connectors, zoo.json. A method without
+    recorded accuracy is NOT_MEASURED; of "full", which all others are compared with, nothing is told.
     """
+    if card.name == "full":
+        return card.finding
     if card.name in registry.trained():
-        parts = [_trained(card.name, _zoo(records)), card.finding]
+        parts = [_trained(card.name, _zoo(records)) or NOT_MEASURED, card.finding]
     else:
-        parts = [_accuracy(card.name, _sweep(records)), _speed(_bench(records).get(card.name)), card.finding]
+        accuracy = _accuracy(card.name, _sweep(records)) or NOT_MEASURED
+        parts = [accuracy, _speed(_bench(records).get(card.name)), card.finding]
     return " ".join(part for part in parts if part)
 
 
 def _accuracy(name: str, rows: dict) -> str:
-    if name == "full" or not all((m, n) in rows for m in (name, *BASELINES) for n in BUDGETS):
+    if not all((m, n) in rows for m in (name, *BASELINES) for n in BUDGETS):
         return ""
     mine = [rows[name, n] for n in BUDGETS]
     told = " / ".join(f"{_percent(r['all'])} ({100 * r['all']['low']:.0f}-{100 * r['all']['high']:.0f})" for r in mine)
@@ -56,11 +60,11 @@ def _percent(share: dict) -> str:
 
 
 def _speed(row: dict | None) -> str:
-    if row is None or row["method"]["method"] == "full":
+    if row is None:
         return ""
     return (
         f"At 64 tokens on one CPU thread the first token comes {row['ratios']['ttft']['median']:.1f} times as fast as "
-        f"in the full model; own work is {100 * row['own_work']['median']:.0f} % of the full prefill."
+        f"in the full model; overhead is {100 * row['own_work']['median']:.0f} % of the full prefill."
     )
 
 
