@@ -140,6 +140,10 @@ def english(page):
     """Texts and labels in sight with Latin words that are neither names nor terms."""
     names = [p.name for p in atlas.load().papers] + [c.title for c in registry.list_methods()]
     names += ["LLaVA-1.5-7B", "LLaVA-1.5-13B", "LLaVA-NeXT-7B", "Qwen2.5-VL-7B", "LLaVA-1.5", "LLaVA", "FiCoCo"]
+    cards = registry.list_methods()  # what has no entry stays English
+    told = [(c.family, c.summary, *(p["help"] for p in registry.parameters(c.name))) for c in cards]
+    told = {text for texts in told for text in texts} - set(LANGUAGES["zh"]["texts"])
+    names += [form for text in told for form in (text, text[:1].upper() + text[1:])]
     things = re.findall(r"[a-z]+", " ".join(k for k, v in LANGUAGES["zh"]["texts"].items() if v.endswith(f" {k}")))
     known = sorted({*map(re.escape, names), *TERMS, *things}, key=len, reverse=True)
     known = re.compile(r"(?<![A-Za-z])(?:" + "|".join(known) + r")(?![A-Za-z])")
