@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Event(NamedTuple):
     """
 
     kind: str
-    index: int | None
+    index: int | None  # type: ignore[assignment]  # hides the method of tuples, which nobody needs here
     method: Method | None
     data: Any
 
@@ -94,7 +94,7 @@ def compare_events(
     match: str | None = None,
     tokens: int | None = None,
     target: float | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Run the methods one after another and yield an Event at every step, the last being "done".
 
     match: compare at equal cost, one of `matching.MATCHES`; each method's retention is then solved, whatever it says.
@@ -118,7 +118,7 @@ def compare_events(
 
 def _events(
     vlm: VLM, pictures: Pictures, question: str, columns: list[Method], options: dict, matcher: matching.Matcher | None
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
     runs = []
@@ -132,7 +132,7 @@ def _events(
             with closing(engine.stream(vlm, pictures, question, method, **options)) as stream:
                 for kind, data in stream:
                     if kind == "run":
-                        data.matched = matcher.after(matched, data) if matched else None
+                        data.matched = matcher.after(matched, data) if matcher and matched else None
                         runs.append(data)
                     named = {"stage": "stage", "token": "text"}.get(kind)
                     yield Event(kind, index, method, {named: data} if named else data)

@@ -217,7 +217,8 @@ def check(match: str | None, tokens=None, target=None) -> None:
         raise ValueError(f"match={match!r} needs a budget: give either tokens or target")
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int)):
         raise ValueError(f"tokens must be a whole number of visual tokens, got {tokens!r}")
-    if target is not None and (isinstance(target, bool) or not isinstance(target, Real) or not 0 < target < math.inf):
+    number = isinstance(target, Real) and not isinstance(target, bool)
+    if target is not None and not (number and 0 < target < math.inf):  # type: ignore[operator]  # a Real has an order
         unit = "FLOPs" if match == "flops" else "tokens"
         raise ValueError(f"target must be a number above 0, in {unit}; got {target!r}")
 

@@ -51,7 +51,7 @@ def stream(
     ignore_eos: bool = False,
     tiles: str = "global",
     cancel: Cancel | None = None,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Answer a question, as a stream of events that ends with the Run. Closing the generator stops the work.
 
     image: anything `load_rgb` takes, a list of such for several pictures, or `Pictures` that are open already. seed:

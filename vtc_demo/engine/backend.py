@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vtc_demo.connectors import store
-from vtc_demo.connectors.base import Connector, LayerMemory
+from vtc_demo.connectors.base import Connector, LayerMemory, Trained
 from vtc_demo.core.method import Method
 from vtc_demo.models import VLM
 from vtc_demo.models.attention import DecoderHalves, DecoderProbe, EncoderProbe
@@ -28,7 +28,7 @@ class Backend:
     def __init__(self, vlm: VLM, method: Method):
         self.vlm, self.adapter, self.model = vlm, vlm.adapter, vlm.model
         self.connector: Connector | None = None
-        if method.connector is not None:  # with a decoder of its own, on the same tower
+        if isinstance(method, Trained):  # with a decoder of its own, on the same tower
             self.connector, self.model = store.fit(vlm, method)
         self.tower_layers = self.adapter.encoder_layers(self.model)
         self.decoder = self.adapter.decoder(self.model)
@@ -95,6 +95,7 @@ class Backend:
 
     def layer_memory(self, tokens: Tensor, place: int) -> LayerMemory:
         """What a connector's layers hold of tokens outside the sequence. place: of the first word after the picture."""
+        assert self.connector is not None
         return self.connector.layer_memory(self.decoder, tokens, place)
 
     def layer(self, k: int, hidden: Tensor, memory: LayerMemory, sees: Tensor | None, **how: Any) -> Tensor:
@@ -114,6 +115,7 @@ class Backend:
 
     def probe(self, k: int, entered: Sequence, cached: Tensor | None = None) -> DecoderProbe:
         """Attention rows of layer k over the sequence that enters it; cached: its keys [kv heads, S, d], if it ran."""
+        assert entered.rope is not None
         rope = (entered.rope[0][0], entered.rope[1][0])
         return DecoderProbe(self.decoder.layers[k], entered.hidden[0], rope, cached)
 

@@ -12,7 +12,7 @@ from vtc_demo.models import VLM
 
 from .answer import check_length, decode, first_turn
 from .forward import ForwardPass
-from .language import step
+from .language import Prefilled, step
 
 
 class Chat:
@@ -30,22 +30,22 @@ class Chat:
         """The answer to the next question. Timings and FLOPs of a later turn are its own; nothing is reduced anew."""
         question, length = self.vlm.check_question(question), check_length(max_new_tokens)
         with torch.inference_mode():
-            if self.work.prefilled is None:
+            if (prefilled := self.work.prefilled) is None:
                 *_, last = first_turn(self.work, self.pictures, question, length)
                 return last.data
-            return self._go_on(question, length)
+            return self._go_on(prefilled, question, length)
 
-    def _go_on(self, question: str, length: int) -> Run:
+    def _go_on(self, prefilled: Prefilled, question: str, length: int) -> Run:
         work, vlm = self.work, self.vlm
         work.watch = work.hooks.watch = Stopwatch(vlm.device)
         work.watch.enter("preprocess")
         words, last = vlm.next_turn(question), work.said[-1]
         words = words[1:] if last in vlm.eos_ids and words[:1] == [last] else words
         tokens = torch.tensor([last, *words], device=vlm.device)  # the last of an answer was never fed
-        before = [layer.keys.shape[-2] for layer in work.prefilled.cache.layers]
+        before = [layer.keys.shape[-2] for layer in prefilled.cache.layers]
         work.watch.enter("prefill")
-        for _ in decode(work, work.prefilled, step(work, work.prefilled, tokens), length):
+        for _ in decode(work, prefilled, step(work, prefilled, tokens), length):
             pass
         turn = cost.turn_flops(vlm.spec, before, len(tokens), len(work.said))
         flops = work.with_connector(turn, len(tokens), len(work.said))
-        return work.run(work.prefilled, work.said, work.watch.seconds, flops, shared=True)
+        return work.run(prefilled, work.said, work.watch.seconds, flops, shared=True)

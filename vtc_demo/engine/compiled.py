@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,7 @@ class LayerCache:
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, *args, **options) -> tuple[Tensor, Tensor]:
-        if self.keys is not None:
+        if self.keys is not None and self.values is not None:
             keys, values = torch.cat([self.keys, keys], -2), torch.cat([self.values, values], -2)
         self.keys, self.values = keys, values
         return keys, values
@@ -61,7 +62,7 @@ def compile_vlm(vlm: VLM) -> VLM:
     before. Raises ValueError where nothing can be compiled.
     """
     cpp = {"options": {"cpp_wrapper": True}} if vlm.device.type == "cpu" else {}  # else Python calls every kernel
-    how = {"dynamic": True, "recompile_limit": RECOMPILES, "isolate_recompiles": True} | cpp
+    how: dict[str, Any] = {"dynamic": True, "recompile_limit": RECOMPILES, "isolate_recompiles": True} | cpp
     check(vlm.device, how)
     return replace(vlm, compiled=torch.compile(block, **how), workspace=Workspace())
 

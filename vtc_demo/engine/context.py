@@ -52,7 +52,7 @@ class SiteContext:
     @property
     def anchors(self) -> Tensor:
         anchors = (self.trace.product().anchor - self.trace.extra).clamp(min=-1)
-        if self.part is not None:  # as places on the grid of this view
+        if self.part is not None and self.crop is not None:  # as places on the grid of this view
             places = torch.full((self.trace.patches + 1,), -1)  # the last is CLS
             places[self.crop.units] = torch.arange(len(self.crop.units))
             anchors = places[anchors[self.part]]
@@ -138,8 +138,15 @@ class SiteContext:
         places = torch.arange(probe.tokens, device=self.hidden.device)
         if isinstance(probe, EncoderProbe):
             return self._encoder_rows(rows, places)
+        assert self.text is not None  # inside the decoder
         after = self.text[len(self.text) - self.after :]
-        named = {"last": places[-1:], "text": self.text, "after": after, "visual": self.visual, "all": places}
+        named: dict[Any, Any] = {
+            "last": places[-1:],
+            "text": self.text,
+            "after": after,
+            "visual": self.visual,
+            "all": places,
+        }
         if rows not in named:
             raise ValueError(f"at {self.site} there are no rows {rows!r}; choose {', '.join(named)} or an index tensor")
         return named[rows]

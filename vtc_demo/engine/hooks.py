@@ -45,7 +45,7 @@ class Hooks:
         if site.kind == "input_image":
             raise ValueError(f"{name}: an image is scaled through image_side, not at a site")
         layers = {"vision_layer": self.shape.feature_layer + 1, "llm_layer": self.shape.llm_layers}.get(site.kind)
-        if layers is not None and not 0 <= site.layer < layers:
+        if layers is not None and site.layer is not None and not 0 <= site.layer < layers:
             raise ValueError(f"{name}: {site} does not exist; this model has {site.kind} 0 to {layers - 1}")
 
     def inside(self, site: Site) -> bool:

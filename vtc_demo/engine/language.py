@@ -100,7 +100,8 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
             seq = asking.reduced(site, seq, previous=previous, next=backend.probe(k, seq))
         positions.append(seq.length)
         held.append((seq.alive, seq.visual, seq.others))
-        entered, how = seq, {"attention_mask": None, "position_embeddings": seq.rope}
+        entered = seq
+        how: dict[str, Any] = {"attention_mask": None, "position_embeddings": seq.rope}
         how |= {"past_key_values": cache, "use_cache": True}
         if inside:
             seq = replace(seq, hidden=backend.attend(k, seq.hidden, **how))

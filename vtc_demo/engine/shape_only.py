@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ class Cost:
     @classmethod
     def of(cls, run: Run) -> Cost:
         """What a run has cost until its first token; what follows depends on the length of the answer."""
-        return cls(tuple(run.trace.schedule), run.ttft_flops, run.flops["compression"])
+        return cls(tuple(run.schedule), run.ttft_flops, run.flops["compression"])
 
 
 def countable(vlm: VLM, method: Method) -> bool:
@@ -74,7 +75,8 @@ def count(
     if not countable(vlm, method):
         raise ValueError(f"{method.card.name} is not counted without running it on {vlm.name}")
     hooks = partial(CountingHooks, replay=replay)
-    work = ForwardPass(vlm, method, seed, tiles, backend=ShapeOnly(vlm), hooks=hooks)
+    backend: Any = ShapeOnly(vlm)  # has the functions of Backend
+    work = ForwardPass(vlm, method, seed, tiles, backend=backend, hooks=hooks)
     layout = scaled(layout, work.side // vlm.shape.patch_size) if work.side else layout
     prompt = prompt.to("cpu")
     encoded = encode(work, Inputs(torch.empty(0), layout))
@@ -228,7 +230,8 @@ class DecoderRows(DecoderProbe):
             setattr(shapes, f"{which}_proj", lambda x, width=heads * spec.head_dim: stand_in(len(x), width))
         layer = SimpleNamespace(self_attn=shapes, input_layernorm=lambda x: x)
         cached = scores((spec.kv_heads,), n, spec.head_dim) if ran else None
-        super().__init__(layer, stand_in(n, spec.hidden), None, cached)
+        no_rope: Any = None  # stand-ins are not turned
+        super().__init__(layer, stand_in(n, spec.hidden), no_rope, cached)
 
     def _rotated(self, projected, rows, which):
         return projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim).transpose(0, 1)

@@ -6,6 +6,7 @@ attention of the layer before a reduction).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,6 +17,11 @@ from vtc_demo.core.operations import others
 from vtc_demo.core.tokens import Reduction
 
 Rope = tuple[Tensor, Tensor]
+
+
+def cut(rope: Rope | None, part: Callable[[Tensor], Tensor]) -> Rope | None:
+    """`part` of both, where there are any."""
+    return None if rope is None else (part(rope[0]), part(rope[1]))
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,10 @@ class Tower:
         order = places.argsort(stable=True)
         rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
 
+        group = self.members.shape[1]
+
         def moved(x: Tensor) -> Tensor:  # [N, C] -> [N', C]
-            joined = reduction.apply(self.pick(x)).unflatten(1, (self.members.shape[1], -1)).flatten(0, 1)
+            joined = reduction.apply(self.pick(x)).unflatten(1, (group, -1)).flatten(0, 1)
             return torch.cat([joined, x[unseen]])[order]
 
         members = rank[: len(places) - len(unseen)].view(reduction.m, -1)  # [m, g]
@@ -121,9 +129,9 @@ class Sequence:
         if renumber:
             length = len(kept)
             # strides as of a whole one, see compiled
-            rope = self.whole and tuple(part[0, :length][None] for part in self.whole)
-        elif rope is not None:
-            rope = tuple(part[:, kept] for part in rope)
+            rope = cut(self.whole, lambda part: part[0, :length][None])
+        else:
+            rope = cut(rope, lambda part: part[:, kept])
         rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         return replace(
             self,

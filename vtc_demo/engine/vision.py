@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vtc_demo.connectors.base import Trained
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.models.layout import Inputs, Layout
 
@@ -99,6 +100,7 @@ def _reduced(work: ForwardPass, site: Site, tower: Tower, inside: bool = False, 
 
 def cls_rows(work: ForwardPass, i: int, entered: Tower) -> ClsRows:
     probe = work.backend.tower_probe(i, entered)
+    assert probe is not None  # layer i has run
     if entered.extra == 0:
         return ClsRows(probe.received()[None], probe.flops)
     rows = probe.attention(torch.arange(entered.extra, device=entered.hidden.device))  # [heads, extra, t]
@@ -112,7 +114,7 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
     if work.backend.connector is not None:
         return _connect(work, features)
     hooks, layout = work.hooks, encoded.layout
-    state = {"question": question, "recorded": _booked_cls(work, encoded)}
+    state: dict[str, Any] = {"question": question, "recorded": _booked_cls(work, encoded)}
     anchor, deepstack = tower.anchor, [tower.pick(tap) for tap in tower.taps]
     reduction = hooks.ask(
         Site("projector"), features, anchor, extra=tower.extra, **state, **_probes(work, encoded, Site("projector"))
@@ -129,7 +131,7 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
     visual = work.backend.project(features, layout)  # [1, n, D]
     deepstack = [work.backend.project_deepstack(i, d) for i, d in enumerate(deepstack)]
     if layout.blend is not None:  # tokens of the scaled grid are mixes: no attention of the tower is theirs
-        anchor, columns = torch.arange(layout.units, device=visual.device), None
+        anchor, columns = torch.arange(layout.units, device=visual.device), None  # type: ignore[assignment]
         state |= {"recorded": {}}
     else:
         state |= _probes(work, encoded, Site("llm_input"))
@@ -161,6 +163,7 @@ def _booked_cls(work: ForwardPass, encoded: Encoded) -> dict[int, Tensor]:
 def _connect(work: ForwardPass, features: Tensor) -> Projected:
     """The same by a trained connector; features [1 + n, C]."""
     method, hooks, connector = work.method, work.hooks, work.backend.connector
+    assert isinstance(method, Trained) and connector is not None
     made = connector(features[None], hooks.shape.grid, method.keep(hooks.shape.patches), **method.options())
     reduction = made.reduction(len(features))
     hooks.trace.add(Site("projector"), reduction)

@@ -7,7 +7,7 @@ is shared by all methods that may share it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -98,7 +98,7 @@ def sweep_events(
     questions: int = 200,
     kinds: Iterable[str] = world.KINDS,
     resume: dict | None = None,
-) -> Iterator[SweepEvent]:
+) -> Generator[SweepEvent, None, None]:
     """Run a sweep; an event per pass and per scene, the last being "done". Closing the generator stops it.
 
     resume: the record of a sweep of the same points and kinds, of the same weights on the same kind of machine, to go
@@ -151,7 +151,7 @@ class SweepRun:
         self.left_out, self.about["environment"] = list(record["left_out"]), record["environment"]
         self.asked = Asked(list(record["asked"]["scenes"]), list(record["asked"]["kinds"]))
 
-    def events(self) -> Iterator[SweepEvent]:
+    def events(self) -> Generator[SweepEvent, None, None]:
         engine.warm_up(self.vlm)
         begun, at = len(self.asked.kinds), 0
         for seed, scene, questions in balanced(max(self.plan.questions, begun), self.plan.kinds):

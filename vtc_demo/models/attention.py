@@ -52,6 +52,9 @@ def mean_logits(q: Tensor, k: Tensor, scale: float) -> Tensor:
 class Probe:
     """What the probes of tower and decoder have in common: rows in chunks where only sums over them are wanted."""
 
+    entered: Tensor
+    flops: int
+
     @property
     def tokens(self) -> int:
         raise NotImplementedError

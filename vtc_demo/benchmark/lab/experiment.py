@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ class LabEvent(NamedTuple):
     data: Any
 
 
-def stream(settings: Settings) -> Iterator[LabEvent]:
+def stream(settings: Settings) -> Generator[LabEvent, None, None]:
     """Measure, as a stream of events that ends with the record. Closing the generator stops the work.
 
     Raises ValueError for bad settings, for a method that does not suit the shape, if the parts do not fit into memory
