@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from vtc_demo.core.vocabulary import STAGES
 
+from .render import render
+
 
 def cached(run: dict) -> list[int]:
     """Visual tokens left in each layer's cache at the end. The text beside them is the same in all layers."""
@@ -22,32 +24,23 @@ def layer_bars(run: dict) -> str:
     Where a method trims the cache, the part of a bar that left it again is paler.
     """
     schedule, left, top = run["schedule"], cached(run), max(run["tokens0"], *run["schedule"], 1)
-    bars = "".join(
-        f'<span data-layer="{k}" style="height:{max(100 * n / top, 3):.1f}%;--left:{100 * kept / max(n, 1):.0f}%" '
-        f'title="LLM layer {k}: {n} tokens enter, {kept} in its cache at the end"></span>'
-        for k, (n, kept) in enumerate(zip(schedule, left, strict=True))
-    )
     label = f"visual tokens entering LLM layers 0 to {len(schedule) - 1}: {', '.join(map(str, schedule))}"
     if left != schedule:
         label += f"; left in their caches at the end: {', '.join(map(str, left))}"
-    return (
-        f'<div class="vtc-bars" role="img" aria-label="{label}">{bars}</div>'
-        f'<div class="vtc-axis"><span>layer 0</span><span>{len(schedule) - 1}</span></div>'
-    )
+    layers = [
+        {"tokens": n, "kept": kept, "height": max(100 * n / top, 3), "left": 100 * kept / max(n, 1)}
+        for n, kept in zip(schedule, left, strict=True)
+    ]
+    return render("figures/layer_bars.html", layers=layers, label=label)
 
 
 def stage_bar(run: dict, longest: float) -> str:
     """Where the time went, as one stacked bar on the scale of `longest` (ms)."""
     times = run["timings_ms"]
-    parts = [(stage, times.get(stage, 0.0)) for stage in STAGES]
-    bar = "".join(
-        f'<span class="vtc-stage-{stage}" style="width:{100 * ms / max(longest, 1e-9):.2f}%" '
-        f'title="{STAGES[stage]}: {ms:.1f} ms"></span>'
-        for stage, ms in parts
-        if ms > 0
-    )
-    label = ", ".join(f"{STAGES[stage]} {ms:.1f} ms" for stage, ms in parts)
-    return f'<div class="vtc-time" role="img" aria-label="{label}">{bar}</div>'
+    parts = [(stage, name, times.get(stage, 0.0)) for stage, name in STAGES.items()]
+    label = ", ".join(f"{name} {ms:.1f} ms" for _, name, ms in parts)
+    drawn = [(*part, 100 * part[-1] / max(longest, 1e-9)) for part in parts]
+    return render("figures/stage_bar.html", parts=drawn, label=label)
 
 
 def busy_ms(run: dict) -> float:

@@ -1,15 +1,14 @@
 """Figures of a Latency lab record: measured bars beside expected ones, and the roofline with what was timed on it.
 
-Reads the record of `vtc_demo.lab` and knows no model. Text is escaped. Colours of text, axes and grid are left to the
+Reads the record of `benchmark.lab` and knows no model. Colours of text, axes and grid are left to the
 page's stylesheet, so that light and dark need no second figure.
 """
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
 import plotly.graph_objects as go
+from markupsafe import escape
 
 from vtc_demo.benchmark.lab import report
 from vtc_demo.core.units import duration, quantity
@@ -17,6 +16,7 @@ from vtc_demo.core.vocabulary import LM_HEAD
 from vtc_demo.core.vocabulary import STAGES as NAMES
 
 from .colours import OTHER
+from .render import render
 from .sweep import FONT
 
 CLEAR = "rgba(0,0,0,0)"
@@ -74,8 +74,7 @@ def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.
                 showlegend=measured,
                 marker={"color": hue, "opacity": 1.0 if measured else 0.42, "line": {"width": 0}},
                 customdata=[
-                    f"<b>{escape(report.label(row))}</b><br>{name} {how}: {duration(value)}"
-                    + (f" (IQR {duration(ms[stage]['iqr'])}, {ms[stage]['n']} rounds)" if measured else "")
+                    _hover(row, f"{name} {how}: {duration(value)}", ms[stage] if measured else None)
                     for (_, row, ms, _, _), value in zip(timed, values)
                 ],
                 hovertemplate="%{customdata}<extra></extra>",
@@ -92,7 +91,7 @@ def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.
         xaxis={"title": {"text": unit, "font": {"size": 13}}, "range": [0, 1.3 * longest * scale], "automargin": True},
         yaxis={
             "tickvals": list(range(len(rows))),
-            "ticktext": [escape(report.label(row[0])) for row in rows],
+            "ticktext": [str(escape(report.label(row[0]))) for row in rows],
             "range": [-0.5, len(rows) - 0.5],
             "showgrid": False,
             "ticks": "outside",
@@ -103,6 +102,11 @@ def _bars(rows: list[tuple], stages: dict, total: str, missing: str = "") -> go.
         showlegend=len(stages) > 1,
     )
     return _laid_out(figure, 96 + 52 * len(rows))
+
+
+def _hover(row: dict, said: str, spread: dict | None) -> str:
+    more = f" (IQR {duration(spread['iqr'])}, {spread['n']} rounds)" if spread else ""
+    return str(render("figures/hover.html", title=report.label(row), rest="", lines=[said + more]))
 
 
 # -- roofline -------------------------------------------------------------------------------------------------------
@@ -160,16 +164,14 @@ def _told(record: dict, point: dict, name: str) -> str:
     size = f"{point['tokens']:,} cache entries" if point["kind"] == "decode" else f"{point['tokens']:,} tokens"
     if point["kind"] in ("decode", "prefill", "lm_head"):
         size = f"{'' if point['kind'] == 'lm_head' else size + ', '}batch {point['batch']}"
-    return "<br>".join(
-        (
-            f"<b>{name}</b>, {size}",
-            f"{quantity(point['flops'], 'FLOPs')}, {quantity(point['bytes'], 'B')}: "
-            f"{point['flops'] / point['bytes']:.3g} FLOPs per byte",
-            f"{duration(ms['median'])} (IQR {duration(ms['iqr'])}), at the roofline {duration(point['expected_ms'])}",
-            f"{quantity(reached, 'FLOP/s')}, {100 * reached / roof:.0f} % of the roof; "
-            f"{'memory' if memory else 'arithmetic'} decides",
-        )
+    lines = (
+        f"{quantity(point['flops'], 'FLOPs')}, {quantity(point['bytes'], 'B')}: "
+        f"{point['flops'] / point['bytes']:.3g} FLOPs per byte",
+        f"{duration(ms['median'])} (IQR {duration(ms['iqr'])}), at the roofline {duration(point['expected_ms'])}",
+        f"{quantity(reached, 'FLOP/s')}, {100 * reached / roof:.0f} % of the roof; "
+        f"{'memory' if memory else 'arithmetic'} decides",
     )
+    return str(render("figures/hover.html", title=name, rest=f", {size}", lines=lines))
 
 
 def _laid_out(figure: go.Figure, height: int) -> go.Figure:
@@ -199,14 +201,8 @@ def table(record: dict, batch: int, answer: int, hues: dict[str, str], prompts: 
         f"decode step × {batch}",
         f"answer of {answer}",
     )
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    body = "".join(_line(record, row, batch, answer, hues, prompts) for row in record["rows"])
-    return (
-        '<div class="vtc-scroll" tabindex="0" role="region" aria-label="Table of the experiment">'
-        '<table class="vtc-table"><caption>Measured medians; in brackets, how many times as fast as the full model, '
-        f'and what the roofline expects</caption><thead><tr><th scope="col">Method</th>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
+    lines = [_line(record, row, batch, answer, hues, prompts) for row in record["rows"]]
+    return render("figures/lab_table.html", heads=heads, lines=lines)
 
 
 def whole_answer(row: dict, batch: int, answer: int) -> tuple[float, float] | None:
@@ -218,36 +214,35 @@ def whole_answer(row: dict, batch: int, answer: int) -> tuple[float, float] | No
     return row["ms"]["ttft"]["median"] + steps * step["median"], row["expected_ms"]["ttft"] + steps * least
 
 
-def _line(record: dict, row: dict, batch: int, answer: int, hues: dict[str, str], prompts: int) -> str:
+def _line(record: dict, row: dict, batch: int, answer: int, hues: dict[str, str], prompts: int) -> dict:
+    """One method: its label and colour, counts as text, times as `_time`."""
     full = record["rows"][0]
     whole, of_full = whole_answer(row, batch, answer), whole_answer(full, batch, answer)
     first = row["ratios"]["ttft"]["median"], row["expected_ratios"]["ttft"]
     answered = (of_full[0] / whole[0], of_full[1] / whole[1]) if whole and of_full else None
     left_out = report.missing(record, "decode", batch)
-    cells = (
+    counts = (
         f"{row['equivalent_tokens']:,.0f}",
         quantity(row["flops"]["total"]),
         "not counted" if row.get("own_flops") is None else quantity(row["own_flops"]),
         quantity(batch * row["kv_bytes"], "B"),
-        _cell(row["ms"]["ttft"]["median"], None if row is full else first),
+    )
+    times = (
+        _time(row["ms"]["ttft"]["median"], None if row is full else first),
         _by_batch(record, row, "batched_prefill", prompts),
         _by_batch(record, row, "decode", batch),
-        _cell(whole and whole[0], None if row is full else answered, left_out),
+        _time(whole and whole[0], None if row is full else answered, left_out),
     )
     hue = hues.get(row["method"]["method"], OTHER[0])
-    name = f'<th scope="row"><span class="dot" style="--m:{hue}"></span>{escape(report.label(row))}</th>'
-    return f"<tr>{name}{''.join(f'<td>{text}</td>' for text in cells)}</tr>"
+    return {"hue": hue, "label": report.label(row), "counts": counts, "times": times}
 
 
-def _by_batch(record: dict, row: dict, part: str, batch: int) -> str:
+def _by_batch(record: dict, row: dict, part: str, batch: int) -> dict:
     ms, ratio, expected = (report.at(row, figures, part, batch) for figures in ("ms", "ratios", "expected_ratios"))
     gains = None if ratio is None or row is record["rows"][0] else (ratio["median"], expected)
-    return _cell(ms and ms["median"], gains, report.missing(record, part, batch))
+    return _time(ms and ms["median"], gains, report.missing(record, part, batch))
 
 
-def _cell(ms: float | None, gains: tuple[float, float] | None, missing: str = "") -> str:
+def _time(ms: float | None, gains: tuple[float, float] | None, missing: str = "") -> dict:
     """gains: full / method, measured and expected. missing: what is said in place of a time that there is none of."""
-    if ms is None:
-        return missing
-    more = "" if gains is None else f" <small>({gains[0]:.2f}×, expected {gains[1]:.2f}×)</small>"
-    return f"<b>{duration(ms)}</b>{more}"
+    return {"text": None if ms is None else duration(ms), "gains": gains, "missing": missing}

@@ -1,18 +1,19 @@
 """What became of the patches of a picture, site by site: masks over it. Reads `Run.to_dict()`.
 
-Everything drawn is HTML or SVG with its text escaped. Moving parts (the site slider, hovering) are in
-`ui/static/mask.js`, which reads the data that `mask` leaves in the `data-mask` attribute.
+Moving parts (the site slider, hovering) are in `ui/static/mask.js`, which reads the data that `mask` leaves in the
+`data-mask` attribute.
 """
 
 from __future__ import annotations
 
 import json
-from html import escape
 from itertools import groupby
 
 import numpy as np
 
 from vtc_demo.core.vocabulary import station
+
+from .render import render
 
 DROPPED, MERGED, KEPT = 0, 1, 2
 HEAT = 8  # steps of colour that show soft provenance
@@ -61,45 +62,38 @@ def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str
     """
     rows, columns = run["grid"]
     stations = frames(run)
-    shown = stations[-1]["mask"]
-    layers = "".join(_layer(site, i, i == shown, rows, columns) for i, site in enumerate(run["sites"]))
     sites = [_fates(site, outside(run)) | {"evidence": _share(site, run["grid"], evidence)} for site in run["sites"]]
     data = {"grid": run["grid"], "cells": run["cells"], "frames": stations, "sites": sites}
-    label = f"{title}: {_summary(run)}. The arrow keys move over the patches."
-    return (
-        f'<svg class="vtc-mask" viewBox="0 0 {columns} {rows}" role="application" tabindex="0" '
-        f'aria-label="{escape(label)}" data-mask="{escape(json.dumps(data, separators=(",", ":")))}">'
-        f'<image href="{escape(picture)}" width="{columns}" height="{rows}" preserveAspectRatio="none"/>'
-        f"{layers}{_evidence(evidence, rows, columns)}"
-        '<path class="vtc-group"/><g class="vtc-links"></g>'
-        '<rect class="vtc-cursor" width="1" height="1" visibility="hidden"/></svg>'
+    told = evidence is not None and evidence.any() and not evidence.all()
+    return render(
+        "figures/mask.html",
+        rows=rows,
+        columns=columns,
+        picture=picture,
+        label=f"{title}: {_summary(run)}. The arrow keys move over the patches.",
+        data=json.dumps(data, separators=(",", ":")),
+        layers=[_paths(site, rows, columns) for site in run["sites"]],
+        shown=stations[-1]["mask"],
+        outline=outline(evidence) if told else "",
+        scale=f"scale({columns / evidence.shape[1]:g} {rows / evidence.shape[0]:g})" if told else "",
     )
 
 
-def _layer(site: dict, index: int, shown: bool, rows: int, columns: int) -> str:
+def _paths(site: dict, rows: int, columns: int) -> list[dict]:
+    """The SVG paths of one site: kind (its class), d, level (of soft provenance, else empty)."""
+    if site["soft"]:
+        return _heat(np.array(site["weight"]).reshape(rows, columns))
     status = np.array(site["status"]).reshape(rows, columns)
-    drawn = _heat(site, rows, columns) if site["soft"] else _hard(status)
-    return f'<g class="vtc-layer{" on" if shown else ""}" data-site="{index}">{drawn}</g>'
-
-
-def _hard(status: np.ndarray) -> str:
     kept = outline(status == KEPT) if (status == KEPT).sum() < status.size else ""
-    return (
-        f'<path class="vtc-dropped" d="{cells(status == DROPPED)}"/>'
-        f'<path class="vtc-merged" d="{cells(status == MERGED)}"/>'
-        f'<path class="vtc-kept" d="{kept}"/>'
-    )
+    drawn = {"vtc-dropped": cells(status == DROPPED), "vtc-merged": cells(status == MERGED), "vtc-kept": kept}
+    return [{"kind": kind, "d": d, "level": ""} for kind, d in drawn.items()]
 
 
-def _heat(site: dict, rows: int, columns: int) -> str:
-    """Soft provenance: every patch has a share in many tokens. Its largest share, in steps of the site's maximum."""
-    share = np.array(site["weight"]).reshape(rows, columns)
+def _heat(share: np.ndarray) -> list[dict]:
+    """Every patch has a share in many tokens: its largest share, in steps of the site's maximum."""
     level = np.ceil(HEAT * share / max(share.max(), 1e-9)).astype(int)
-    return "".join(
-        f'<path class="vtc-heat" style="--level:{step / HEAT:.3g}" d="{cells(level == step)}"/>'
-        for step in range(HEAT + 1)
-        if (level == step).any()
-    )
+    steps = [step for step in range(HEAT + 1) if (level == step).any()]
+    return [{"kind": "vtc-heat", "d": cells(level == step), "level": f"{step / HEAT:.3g}"} for step in steps]
 
 
 def _fates(site: dict, outside: bool) -> dict:
@@ -112,14 +106,6 @@ def _fates(site: dict, outside: bool) -> dict:
         "status": "".join(map(str, site["status"])),
         "merged": {i: [site["home"][i], site["weight"][i]] for i in merged},
     }
-
-
-def _evidence(evidence: np.ndarray | None, rows: int, columns: int) -> str:
-    if evidence is None or not evidence.any() or evidence.all():
-        return ""
-    path = outline(evidence)
-    scale = f"scale({columns / evidence.shape[1]:g} {rows / evidence.shape[0]:g})"
-    return f'<g class="vtc-evidence" transform="{scale}"><path class="under" d="{path}"/><path d="{path}"/></g>'
 
 
 def _summary(run: dict) -> str:

@@ -1,20 +1,21 @@
 """Figures of a sweep's record: curves as a plotly figure, the same figures as an HTML table, where it comes from.
 
-Reads the record of `evaluation.sweep` and knows no model. Text is escaped. Colours of text, axes and grid are left to
+Reads the record of `evaluation.sweep` and knows no model. Colours of text, axes and grid are left to
 the page's stylesheet, so that light and dark need no second figure.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
-from html import escape
 
 import plotly.graph_objects as go
+from markupsafe import escape
 
 from vtc_demo.core.units import quantity
 from vtc_demo.core.vocabulary import QUANTITIES
 
 from .colours import OTHER
+from .render import render
 
 MEASURES = {name: QUANTITIES[name] for name in ("accuracy", "evidence")}
 COSTS = {name: QUANTITIES[name] for name in ("final_tokens", "equivalent_tokens", "flops", "ttft_ms")}
@@ -90,7 +91,7 @@ def _curve(figure: go.Figure, points: list[tuple], hue: str, row: dict, kind: st
     spread = [[high - y for y, _, high in shares], [y - low for y, low, _ in shares]]
     alone = {"type": "data", "array": spread[0], "arrayminus": spread[1], "thickness": 1.4, "width": 4, "color": hue}
     figure.add_scatter(
-        x=xs, y=[y for y, _, _ in shares], mode="lines+markers", name=escape(row["title"]), legendgroup=name,
+        x=xs, y=[y for y, _, _ in shares], mode="lines+markers", name=str(escape(row["title"])), legendgroup=name,
         line={"color": hue, "width": 1.8 if baseline else 2.6, "dash": "dash" if baseline else "solid"},
         marker={"color": hue, "size": 8, "symbol": "diamond" if name == "full" else "circle"},
         error_y=alone if bands and len(points) == 1 else None,
@@ -105,7 +106,7 @@ def _faint(hue: str) -> str:
 
 def hover(row: dict, kind: str) -> str:
     """Everything about one point, in lines."""
-    lines = [f"<b>{escape(row['title'])}</b>" + (f" · {row['tokens']} tokens asked for" if row["tokens"] else "")]
+    lines = []
     figures = part(row, kind)
     if figures:
         lines.append(f"accuracy {_interval(figures['accuracy'], figures)} · {figures['right']} of {figures['n']}")
@@ -118,7 +119,8 @@ def hover(row: dict, kind: str) -> str:
     lines.append(f"{quantity(row['flops'], 'FLOPs')} · KV cache {quantity(row['kv_bytes'], 'B')}")
     times = row["ttft_ms"]
     lines.append(f"first token after {times['median']:.1f} ms (IQR {times['iqr']:.1f}, {times['n']} passes)")
-    return "<br>".join(lines)
+    asked = f" · {row['tokens']} tokens asked for" if row["tokens"] else ""
+    return str(render("figures/hover.html", title=row["title"], rest=asked, lines=lines))
 
 
 def _interval(middle: float, bounds: dict) -> str:
@@ -163,14 +165,9 @@ def table(
     budgets = sorted({row["tokens"] for row in record["rows"] if row["tokens"]})
     told = measure == "accuracy" and kind == ALL
     best = {n: _best(record, shown, n, measure, kind) for n in budgets}
-    head = "".join(f'<th scope="col">{n}</th>' for n in budgets)
-    body = "".join(_line(rows, budgets, hues, measure, kind, told, best) for rows in by_method(record, shown).values())
+    lines = [_line(rows, hues, measure, kind, told, best) for rows in by_method(record, shown).values()]
     what = MEASURES[measure].lower() + ("" if kind == ALL else f" on {kind} questions")
-    return (
-        '<div class="vtc-scroll" tabindex="0" role="region" aria-label="Table of the sweep"><table class="vtc-table">'
-        f"<caption>{escape(what.capitalize())} by number of visual tokens asked for, in percent</caption>"
-        f'<thead><tr><th scope="col">Method</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return render("figures/sweep_table.html", what=what.capitalize(), budgets=budgets, lines=lines)
 
 
 def _best(record: dict, shown: Collection[str], tokens: int, measure: str, kind: str) -> float | None:
@@ -179,46 +176,38 @@ def _best(record: dict, shown: Collection[str], tokens: int, measure: str, kind:
     return max((v[0] for r in rows if (v := value(r, measure, kind))), default=None)
 
 
-def _line(
-    rows: list[dict], budgets: list[int], hues: dict, measure: str, kind: str, told: bool, best: dict[int, float | None]
-) -> str:
+def _line(rows: list[dict], hues: dict, measure: str, kind: str, told: bool, best: dict[int, float | None]) -> dict:
+    """One method: whole (its figure where it takes no budget, else None), cells (a figure or None per budget)."""
     first = rows[0]
-    hue = hues.get(first["method"]["method"], OTHER[0])
-    name = f'<th scope="row"><span class="dot" style="--m:{hue}"></span>{escape(first["title"])}</th>'
+    line = {"title": first["title"], "hue": hues.get(first["method"]["method"], OTHER[0]), "whole": None, "cells": []}
     if first["tokens"] is None:
-        whole = f"{_cell(first, measure, kind, False)} with every token"
-        return f'<tr>{name}<td class="whole" colspan="{len(budgets)}">{whole}</td></tr>'
+        return line | {"whole": _cell(first, measure, kind, False, None)}
     at = {row["tokens"]: row for row in rows}
-    cells = ""
-    for n in budgets:
-        top = n in at and (v := value(at[n], measure, kind)) and v[0] == best[n]
-        inside = _cell(at[n], measure, kind, told) if n in at else "–"
-        cells += f"<td{' class=best' if top else ''}>{inside}</td>"
-    return f"<tr>{name}{cells}</tr>"
+    return line | {"cells": [_cell(at[n], measure, kind, told, best[n]) if n in at else None for n in best]}
 
 
-def _cell(row: dict, measure: str, kind: str, told: bool) -> str:
+def _cell(row: dict, measure: str, kind: str, told: bool, best: float | None) -> dict | None:
     figures = value(row, measure, kind)
     if figures is None:
-        return "–"
+        return None
     middle, low, high = figures
-    interval = f" <small>{low:.0f}–{high:.0f}</small>" if high > low else ""
-    return f"<b>{middle:.0f}</b>{_sign(row) if told else ''}{interval}"
+    sign = _sign(row) if told else None
+    return {"middle": middle, "low": low, "high": high, "sign": sign, "best": middle == best}
 
 
 def against_random(row: dict) -> int:
-    """1 or -1 where the interval of the paired difference to random leaves out nought, else 0."""
+    """1 or -1 where the interval of the paired difference to random does not contain zero, else 0."""
     less = row["minus"].get("random")
     return 0 if not less else int(less["low"] > 0) - int(less["high"] < 0)
 
 
-def _sign(row: dict) -> str:
+def _sign(row: dict) -> dict | None:
     less, better = row["minus"].get("random"), against_random(row)
     if not better:
-        return ""
+        return None
     word, sign, style = ("better", "▲", "up") if better > 0 else ("worse", "▼", "down")
     said = f"{word} than random on the same questions: {_points(less)} points"
-    return f'<span class="{style}" role="img" aria-label="{said}" title="{said}">{sign}</span>'
+    return {"style": style, "said": said, "mark": sign}
 
 
 # -- words ----------------------------------------------------------------------------------------------------------
