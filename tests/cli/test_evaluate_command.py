@@ -8,6 +8,7 @@ from vtc_demo import world
 from vtc_demo.cli import main
 from vtc_demo.evaluation import page, zoo_training
 from vtc_demo.evaluation.accuracy import markdown
+from vtc_demo.figures.zoo import picture
 
 
 @pytest.mark.slow
@@ -40,6 +41,6 @@ def test_the_course_of_training(tmp_path, capsys, refused):
     assert main(["evaluate", "zoo-training", str(log), "--markdown", str(readme), "--picture", str(svg)]) == 0
     courses = zoo_training.read(log)
     assert page.read(readme, "zoo-training") == zoo_training.markdown(courses)
-    assert svg.read_text() == zoo_training.picture(courses)
+    assert svg.read_text() == picture(courses)
     assert "VLoRA" in capsys.readouterr().out
     assert "cannot be read as a log" in refused("evaluate", "zoo-training", tmp_path / "none.jsonl")

@@ -27,7 +27,7 @@ from vtc_demo.figures import sweep as figures_sweep
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
-from vtc_demo.ui.running import Cancel
+from vtc_demo.ui.running import FAILED, Cancel
 from vtc_demo.ui.tabs import sweep as tab
 
 RECORD = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "embedded_sweep.json"
@@ -330,7 +330,7 @@ def test_hostile_requests_get_a_sentence(vlm):
         {"kinds": ["smell"]}, {"kinds": []}, {"scenes": 10**9}, {"scenes": True},
     ):  # fmt: skip
         *_, (status, record, _) = board.measure(good | change, Cancel(), 0.5)
-        assert 'role="alert"' in status and "<b>" not in status and tab.FAILED not in status, change
+        assert 'role="alert"' in status and "<b>" not in status and FAILED not in status, change
         assert not isinstance(record, str)
     axes = {"measure": "accuracy", "kind": "all", "cost": "flops", "bands": True}
     for change in ({"measure": "x"}, {"cost": None}, {"kind": "<b>"}):

@@ -11,6 +11,7 @@ import vtc_demo as vtc
 from vtc_demo import registry, world
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.evaluation import findings, records, zoo, zoo_tables, zoo_training
+from vtc_demo.figures.zoo import picture
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "assets" / "measurements"
@@ -53,7 +54,7 @@ def test_the_log_is_read_as_one_course_per_method(log):
 
 def test_the_picture_draws_every_entry(log):
     courses = zoo_training.read(log)
-    svg = zoo_training.picture(courses)
+    svg = picture(courses)
     lines = [[tuple(map(float, p.split(","))) for p in line.split()] for line in re.findall(r'points="(.*?)"', svg)]
     assert len(lines) == 2 * len(world.KINDS)
     across, up = zip(*lines[0])  # the first panel: Q-Former
@@ -84,7 +85,7 @@ def test_the_page_shows_the_shipped_records():
     courses = zoo_training.read()
     assert zoo_tables.markdown(records.read(RECORDS / "zoo.json")) in text
     assert zoo_training.markdown(courses) in text
-    assert (ROOT / "assets" / "zoo_training.svg").read_text(encoding="utf-8") == zoo_training.picture(courses)
+    assert (ROOT / "assets" / "zoo_training.svg").read_text(encoding="utf-8") == picture(courses)
     steps = {name: zoo.weights(name)["steps"] for name in courses}
     assert {
         name: [b - a for a, b in zip([0, *e], e)] for name, e in ((n, zoo_training.ends(c)) for n, c in courses.items())

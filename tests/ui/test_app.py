@@ -154,14 +154,14 @@ def test_settings_of_a_column_are_its_hyper_parameters(page):
 def slow(monkeypatch):
     """Every comparison counts as slow, and steps take their time: cards show that they wait, and Stop is there."""
     monkeypatch.setattr(ui.tabs.compare, "QUICK", -1.0)
-    follow = ui.tabs.compare.Compare._follow
+    updates = ui.tabs.compare.Compare._updates
 
     def lingering(*args):
-        for update in follow(*args):
+        for update in updates(*args):
             time.sleep(0.2)
             yield update
 
-    monkeypatch.setattr(ui.tabs.compare.Compare, "_follow", lingering)
+    monkeypatch.setattr(ui.tabs.compare.Compare, "_updates", lingering)
 
 
 @pytest.mark.browser

@@ -14,7 +14,7 @@ from vtc_demo.figures import lab as figures_lab
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
-from vtc_demo.ui.running import Cancel
+from vtc_demo.ui.running import FAILED, Cancel
 from vtc_demo.ui.tabs import lab as tab
 
 expect.set_options(timeout=90_000)
@@ -113,7 +113,7 @@ def test_what_does_not_fit_is_told_in_place_of_a_bar(record):
     assert len(figure.data[0].x) == len(found["rows"]) - 1
     assert any("does not fit" in note.text for note in figure.layout.annotations)
     assert "does not fit" in figures_lab.table(found, 4, 64, {})
-    assert "does not fit" in tab.status(found, "Recorded") + tab.words(found, 4, 2)
+    assert "does not fit" in tab.told(found, "Recorded") + tab.words(found, 4, 2)
 
 
 def test_a_prefill_of_several_prompts_is_drawn_and_listed(record):
@@ -185,7 +185,7 @@ def test_a_failure_is_no_traceback(monkeypatch):
         yield
 
     *_, last = tab.Lab(broken).measure(tab.CHOSEN, Cancel(), 0.5)
-    assert tab.FAILED in last[0] and "secret" not in last[0]
+    assert FAILED in last[0] and "secret" not in last[0]
 
 
 def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):

@@ -17,12 +17,13 @@ def add_options(parser: ArgumentParser) -> None:
 
 def run(args: Namespace) -> int:
     from vtc_demo.evaluation import page, records, zoo_training
+    from vtc_demo.figures import zoo
 
     courses = zoo_training.read(args.log or zoo_training.LOG)
     table = zoo_training.markdown(courses)
     if args.markdown:
         page.fill(args.markdown, "zoo-training", table)
     if args.picture:
-        records.write(args.picture, zoo_training.picture(courses))
+        records.write(args.picture, zoo.picture(courses))
     print(table)
     return 0

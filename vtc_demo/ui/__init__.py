@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from html import escape
-
 import gradio as gr
+
+from vtc_demo.figures.render import render
 
 from . import api, language, serve, theme
 from .tabs import about, atlas, own
@@ -42,7 +42,7 @@ def build(vlm, notice: str = "") -> gr.Blocks:
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(3600, 3600), fill_width=True) as page:
         gr.HTML(_header(vlm), apply_default_css=False, elem_id="vtc-header")
         if notice:
-            gr.HTML(_notice(notice), apply_default_css=False, elem_id="vtc-notice")
+            gr.HTML(render("ui/components/notice.html", text=notice), apply_default_css=False, elem_id="vtc-notice")
         with gr.Tabs(elem_id="vtc-tabs"):
             with gr.Tab("Compare"):
                 tab.build(page)
@@ -61,21 +61,7 @@ def build(vlm, notice: str = "") -> gr.Blocks:
 
 
 def _header(vlm) -> str:
-    name = "Embedded VLM" if vlm.name == "embedded" else vlm.name.rstrip("/").rsplit("/", 1)[-1]
+    model = "Embedded VLM" if vlm.name == "embedded" else vlm.name.rstrip("/").rsplit("/", 1)[-1]
     device = str(vlm.device).upper().split(":")[0]
-    return (
-        f'<header class="vtc-top"><h1><span>{TITLE}</span></h1>'
-        f'<span class="pill">{escape(name)} · {escape(device)}</span>'
-        f"{language.button()}"
-        '<button type="button" class="vtc-theme pill" aria-label="Light or dark" title="Light or dark">◐</button>'
-        '<button type="button" class="vtc-link pill" title="Copy a link to this comparison">Share</button>'
-        "</header>"
-    )
-
-
-def _notice(text: str) -> str:
-    """Closes without a script: that is what the form of a dialog does."""
-    return (
-        f'<dialog open class="vtc-notice" aria-label="Notice"><p>{escape(text)}</p>'
-        '<form method="dialog"><button class="pill">Dismiss</button></form></dialog>'
-    )
+    values = {"title": TITLE, "model": model, "device": device, "language": language.first()}
+    return render("ui/components/header.html", **values)

@@ -39,7 +39,6 @@ def _inert(file: dict) -> str:
     return json.dumps(file, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def button() -> str:
-    """Leads to the next language, and is named in it."""
-    first = next(iter(languages().values()))
-    return f'<button type="button" class="vtc-language pill" lang="{first["lang"]}">{first["name"]}</button>'
+def first() -> dict:
+    """The language that the button in the header leads to; the button is named in it."""
+    return next(iter(languages().values()))

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from vtc_demo.figures import bars, pictures
+from vtc_demo.figures.bars import busy_ms
+from vtc_demo.figures.pictures import data_url, square
 
-from .components import cards
+from .components import cards, strip
 from .share import View, query
 
 
 class Results:
-    """columns: places on the page of the methods that run; hues: method name -> colour."""
+    """hues: method name -> colour; columns: places on the page of the methods that run, known when they are checked."""
 
-    def __init__(self, view: View, columns: list[int], hues: dict[str, str]):
-        self.view, self.columns, self.hues = view, columns, hues
+    def __init__(self, view: View, hues: dict[str, str]):
+        self.view, self.hues = view, hues
         self.source, self.question = view.source, view.question
-        self.picture = pictures.data_url(pictures.square(view.source.image))
+        self.picture = data_url(square(view.source.image))
+        self.columns: list[int] = []
         self.runs: dict[int, dict] = {}  # column -> run
         self.told: dict[int, tuple[str, str]] = {}  # column -> (stage, answer so far)
         self.begun = False
@@ -46,14 +48,19 @@ class Results:
             full=full,
             truth=known.answer if known else None,
             evidence=known.evidence if known else None,
-            longest=max((bars.busy_ms(r) for r in self._done()), default=0.0),
+            longest=max((busy_ms(r) for r in self._done()), default=0.0),
         )
 
     def strip(self) -> str:
         known = self.source.truth(self.question)
         if not self._done():
-            return cards.problem("No method could answer; the cards say why.")
-        return cards.strip(self._done(), self.hues, self.question, known.answer if known else None, query(self.view))
+            return strip.problem("No method could answer; the cards say why.")
+        truth = known.answer if known else None
+        return strip.answered(self._done(), self.hues, self.question, truth, query(self.view))
+
+    def unanswered(self) -> list[int]:
+        """Columns of a request that has begun which have no result yet."""
+        return [column for column in self.columns if column not in self.runs] if self.begun else []
 
     def _done(self) -> list[dict]:
         return [r for _, r in sorted(self.runs.items()) if not r.get("error")]

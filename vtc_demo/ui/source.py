@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from PIL import Image
 
 from vtc_demo import world
-from vtc_demo.figures.pictures import data_url, square
 
 from . import serve
 
@@ -37,9 +36,3 @@ class Source:
             return ["How many objects are there?", "What number is written?", "Is there a red circle?"]
         first = {q.kind: q.text for q in reversed(self.scene.questions)}  # one of each kind
         return [first.pop(QUESTION_KIND), *first.values()] if QUESTION_KIND in first else list(first.values())
-
-
-def preview(source: Source, note: str = "") -> str:
-    """The chosen picture as the model is shown it. note: HTML below it."""
-    text = f'<p class="vtc-note">{note}</p>' if note else ""
-    return f'<img src="{data_url(square(source.image))}" alt="the picture that the question is about">{text}'

@@ -17,7 +17,8 @@ import gradio as gr
 from PIL import Image
 
 from vtc_demo import world
-from vtc_demo.figures import pictures
+from vtc_demo.figures.pictures import data_url
+from vtc_demo.figures.render import render
 from vtc_demo.world.render import card_size, cutout
 from vtc_demo.world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
 
@@ -111,7 +112,7 @@ def paint(draft: object) -> dict:
     try:
         scene = tidy(draft)
         card = scene.tag and scene.tag.box
-        return {"picture": pictures.data_url(scene.image), "scene": scene.to_dict(), "card": card, "note": _note(scene)}
+        return {"picture": data_url(scene.image), "scene": scene.to_dict(), "card": card, "note": _note(scene)}
     except ValueError as error:
         text = str(error)
         return {"error": f"{text[:1].upper()}{text[1:]}."}
@@ -160,7 +161,7 @@ def _kit() -> dict:
     grounds = {name: world.Scene(background=world.Background(name, seed=3)).image for name in world.PATTERNS}
     return {
         "sheet": "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode(),
-        "patterns": {name: pictures.data_url(image.crop((0, 0, 112, 112))) for name, image in grounds.items()},
+        "patterns": {name: data_url(image.crop((0, 0, 112, 112))) for name, image in grounds.items()},
     }
 
 
@@ -206,88 +207,5 @@ def composed(value: object) -> world.Scene:
 
 
 def _markup() -> str:
-    """The dialog. The script fills in the pieces of the scene, copies of the template."""
-    ideas = "".join(f"<li>{idea}</li>" for idea in IDEAS)
-    return f"""
-<dialog class="cmp" aria-labelledby="cmp-title">
-  <header>
-    <div><h2 id="cmp-title">Compose a scene</h2><p>Build the picture that breaks a method.</p></div>
-    <button type="button" data-do="cancel" class="cmp-x" aria-label="Close without using the scene">×</button>
-  </header>
-  <div class="cmp-left">
-    <div class="cmp-stage" role="group" aria-label="{STAGE}"><img class="cmp-picture" alt=""></div>
-    <template><button type="button" class="cmp-piece"><span class="cmp-sprite"></span><span class="cmp-grip"></span>
-    </button></template>
-    {_piece_tools()}
-    <p class="cmp-note"></p>
-  </div>
-  <div class="cmp-tools">
-    <section aria-labelledby="cmp-add"><h3 id="cmp-add">Add an object</h3><div class="cmp-things">{_things()}</div>
-    </section>
-    <section aria-labelledby="cmp-colour"><h3 id="cmp-colour">Colour of the chosen object and of the next</h3>
-      <div class="cmp-colours">{_colours()}</div></section>
-    <section aria-labelledby="cmp-text"><h3 id="cmp-text">Write a number or a word</h3>{_writing()}</section>
-    <section aria-labelledby="cmp-ground"><h3 id="cmp-ground">Background</h3>{_ground()}</section>
-    <section aria-labelledby="cmp-ideas"><h3 id="cmp-ideas">What to try</h3><ul class="cmp-ideas">{ideas}</ul></section>
-  </div>
-  <footer>
-    <button type="button" data-do="undo">Undo</button>
-    <button type="button" data-do="clear">Empty canvas</button>
-    <button type="button" data-do="reset" title="Back to the scene that you opened">Start over</button>
-    <p role="status" class="cmp-status"></p>
-    <button type="button" data-do="cancel">Cancel</button>
-    <button type="button" data-do="use" class="cmp-use">Use this scene</button>
-  </footer>
-</dialog>"""
-
-
-def _piece_tools() -> str:
-    return (
-        f'<div class="cmp-chosen"><p class="cmp-hint">{HINT}</p><div class="cmp-edit" hidden>'
-        '<label>Size<input type="range" class="cmp-size" step="2"></label><output></output>'
-        '<button type="button" data-do="copy">Duplicate</button>'
-        '<button type="button" data-do="front">Bring to front</button>'
-        '<button type="button" data-do="delete">Delete</button></div></div>'
-    )
-
-
-def _things() -> str:
-    buttons = [
-        f'<button type="button" data-thing="{name}" aria-label="Add: {name}" title="{name}" style="--t:{number}">'
-        '<span class="cmp-sprite"></span></button>'
-        for number, name in enumerate(world.THINGS)
-    ]
-    return "".join(buttons).replace("<button", "<button autofocus", 1)  # where the dialog opens
-
-
-def _colours() -> str:
-    return "".join(
-        f'<button type="button" data-colour="{name}" aria-label="{name}" title="{name}" aria-pressed="false" '
-        f'style="--paint:rgb{rgb}"></button>'
-        for name, rgb in world.COLOURS.items()
-    )
-
-
-def _writing() -> str:
-    words = "".join(
-        f'<button type="button" translate="no" data-write="{word.upper()}">{word.upper()}</button>'
-        for word in world.WORDS
-    )
-    return (
-        '<div class="cmp-write"><input type="text" maxlength="4" autocomplete="off" autocapitalize="characters" '
-        'spellcheck="false" placeholder="up to 4 letters or digits" aria-label="Text on the card">'
-        '<button type="button" data-do="number" aria-label="Write a random number" title="A random number">⚄</button>'
-        f'</div><div class="cmp-words" role="group" aria-label="Words that the embedded model was taught">{words}</div>'
-    )
-
-
-def _ground() -> str:
-    patterns = "".join(
-        f'<button type="button" data-pattern="{name}" aria-pressed="false"><img alt="">{name}</button>'
-        for name in world.PATTERNS
-    )
-    return (
-        f'<div class="cmp-patterns" role="group" aria-label="Pattern">{patterns}</div>'
-        '<div class="cmp-hue"><label>Hue<input type="range" min="0" max="1" step="0.01"></label>'
-        '<button type="button" data-do="texture">Another texture</button></div>'
-    )
+    named = {"things": world.THINGS, "colours": world.COLOURS, "words": world.WORDS, "patterns": world.PATTERNS}
+    return str(render("ui/components/composer.html", stage=STAGE, hint=HINT, ideas=IDEAS, **named))

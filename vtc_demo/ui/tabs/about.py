@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import json
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from vtc_demo import cost
 from vtc_demo.core.assets import ASSETS, MEASUREMENTS
-from vtc_demo.evaluation.zoo_training import ALT
+from vtc_demo.figures.render import render
+from vtc_demo.figures.zoo import ALT
 
 RECORDS = MEASUREMENTS
 COURSE = ASSETS / "zoo_training.svg"
@@ -154,9 +154,9 @@ def conventions() -> str:
 
 
 def course(file: Path = COURSE) -> str:
-    """The picture of the zoo's training; as an image, lest its words count as words of the page."""
+    """The picture of the zoo's training; as an image, so that its words are not words of the page."""
     url = f"data:image/svg+xml;base64,{base64.b64encode(file.read_bytes()).decode()}"
-    return f'<img src="{url}" alt="{escape(ALT)}" style="display:block;width:min(1020px,94%);margin:0 auto">'
+    return render("ui/tabs/course.html", url=url, alt=ALT)
 
 
 def records() -> str:

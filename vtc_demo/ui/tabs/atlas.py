@@ -5,7 +5,6 @@ All of it is in the page from the start; `atlas.js` searches, filters and draws 
 
 from __future__ import annotations
 
-from html import escape
 from itertools import cycle
 
 import gradio as gr
@@ -15,6 +14,7 @@ from vtc_demo.atlas import papers as atlas
 from vtc_demo.core.vocabulary import SITES
 from vtc_demo.evaluation.findings import finding
 from vtc_demo.figures.colours import OTHER, PALETTE
+from vtc_demo.figures.render import render
 
 from ..components import controls
 
@@ -104,31 +104,4 @@ def _markup(book: atlas.Atlas, record: list[dict]) -> str:
         ("domain", "Field", {d: atlas.DOMAINS[d] for d in atlas.DOMAINS if any(p["domain"] == d for p in record)}),
         ("year", "Year", {y: y for y in years}),
     )
-    filters = "".join(_choice(*choice) for choice in choices)
-    return f"""<div class="vtc-page vtc-atlas-grid">
-<div class="vtc-rail">
-<section class="vtc-panel" aria-label="Search and filter">
-<label class="search"><span class="vtc-h">Search</span>
-<input type="search" placeholder="name, title or idea" autocomplete="off" spellcheck="false"></label>
-<div class="filters">{filters}</div>
-<p class="told" role="status"></p><p class="meaning soft"></p>
-<button type="button" class="reset" hidden>Clear all filters</button>
-</section>
-<details class="vtc-panel map" open><summary class="vtc-h">Family and place: press a number to filter</summary>
-<div class="cross"></div></details>
-</div>
-<div class="vtc-results">
-<section class="vtc-panel when" aria-label="Papers by month of first posting">
-<p class="vtc-note about">{escape(INTRO)}</p>
-<p class="vtc-h">A dot for each paper, by month of first posting and in the colour of its family; press a month or
-a year to filter</p><div class="months"></div></section>
-<section class="vtc-panel list" aria-label="Papers"><div class="rows"></div></section>
-</div></div>"""
-
-
-def _choice(name: str, title: str, options: dict[str, str]) -> str:
-    items = "".join(f'<option value="{escape(v)}">{escape(text)}</option>' for v, text in options.items())
-    return (
-        f'<label><span class="vtc-h">{title}</span>'
-        f'<select data-filter="{name}"><option value="">all</option>{items}</select></label>'
-    )
+    return render("ui/tabs/atlas.html", choices=choices, intro=INTRO)

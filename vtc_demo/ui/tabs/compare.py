@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import time
 
@@ -10,20 +9,22 @@ import gradio as gr
 
 from vtc_demo import registry
 from vtc_demo.core.images import load_rgb
-from vtc_demo.figures import colours, pictures
+from vtc_demo.figures import pictures
+from vtc_demo.figures.colours import colours
 
 from .. import export, share
-from ..components import cards, composer, controls
+from ..components import cards, composer, controls, strip
+from ..components.preview import preview
 from ..results import Results
-from ..running import QUIET, Cancel
+from ..running import MODEL, NEXT, QUIET, Cancel, follow, sentence
 from ..share import View
-from ..source import Source, preview
+from ..source import Source
 
 SCENES = (8, 12, 5, 27, 22)  # the first is shown first
 COLUMNS = ("fastervlm", "fastv", "random")
 TOKENS = 64
 QUICK = 1.0  # seconds; a comparison that takes less shows its cards when they are done: waiting ones would only flicker
-FAILED = "Something went wrong on our side. Try again, or choose another method."
+RETRY = "Try again, or choose another method."
 UPLOADED = (
     "This small model knows only its generated world of shapes, colours, numbers and words: "
     "on a picture of your own it shows what is cut and what it costs, not what the picture says."
@@ -38,7 +39,7 @@ class Compare:
     def __init__(self, stream, total: int, small_world: bool, model: str = "embedded"):
         self.stream, self.total, self.small_world, self.model = stream, total, small_world, model
         self.cards = registry.suiting(model)
-        self.hues = colours.colours(self.cards)
+        self.hues = colours(self.cards)
         self.seconds = 0.0  # of the last whole comparison
 
     # -- answering ------------------------------------------------------------------------------------------------
@@ -61,50 +62,38 @@ class Compare:
 
     def answer(self, source: Source, question: str, budget: dict, cancel: Cancel, request: float, *heads: dict):
         """The one handler that runs the model: yields the strip, what can be exported, and the four cards."""
-        results, pressed = None, cancel.presses
-        try:
-            if request == cancel.request:  # stopped while it was waiting for its turn
-                yield NOTHING  # what never yields empties its outputs
-                return
-            view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
-            columns, specs, options = self.specs(view, list(heads))
-            results = Results(view, columns, self.hues)
-            for update in self._follow(results, specs, options):
-                if cancel.presses != pressed:
-                    return
-                yield update
-        except ValueError as error:
-            yield cards.problem(sentence(error)), gr.skip(), *self._given_up(results)
-        except Exception:
-            logging.exception("a comparison failed")
-            yield cards.problem(FAILED), gr.skip(), *self._given_up(results)
+        view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
+        results = Results(view, self.hues)
 
-    @staticmethod
-    def _given_up(results: Results | None) -> list:
-        """The cards after a failure: those that have no result stop waiting for one."""
-        waiting = [c for c in results.columns if c not in results.runs] if results and results.begun else []
-        return [cards.failed("no answer", results.picture) if c in waiting else gr.skip() for c in range(4)]
+        def problem(text: str) -> tuple:
+            left = results.unanswered()  # stop waiting for a result
+            given_up = (cards.failed("no answer", results.picture) if c in left else gr.skip() for c in range(4))
+            return strip.problem(text), gr.skip(), *given_up
 
-    def _follow(self, results: Results, specs: list[dict], options: dict):
+        updates = self._updates(results, list(heads))
+        yield from follow(updates, cancel, request, nothing=NOTHING, problem=problem, retry=RETRY)
+
+    def _updates(self, results: Results, heads: list[dict]):
         """One update per event, empty while a quick model is at work, so that Stop is looked at."""
+        results.columns, specs, options = self.specs(results.view, heads)
         began, waiting = time.monotonic(), self.seconds >= QUICK
         if waiting:
-            yield cards.waiting(results.question), None, *map(results.card, range(4))
+            yield strip.waiting(results.question), None, *map(results.card, range(4))
         for kind, index, data in self.stream(results.source.image, results.question, specs, options):
             results.add(kind, index, data)
             if kind == "done":  # drawn again, now on one scale and against the full model wherever that stands
                 self.seconds = time.monotonic() - began
-                yield results.strip(), self._taken(results, specs, options, data), *map(results.card, range(4))
+                yield results.strip(), self._export(results, specs, options, data), *map(results.card, range(4))
             elif waiting and index is not None:
                 changed = results.columns[index]
                 yield gr.skip(), gr.skip(), *(results.card(c) if c == changed else gr.skip() for c in range(4))
             elif not waiting and time.monotonic() - began > QUICK:
                 waiting = True
-                yield cards.waiting(results.question), None, *map(results.card, range(4))
+                yield strip.waiting(results.question), None, *map(results.card, range(4))
             else:
                 yield NOTHING
 
-    def _taken(self, results: Results, specs: list[dict], options: dict, comparison: dict) -> dict:
+    def _export(self, results: Results, specs: list[dict], options: dict, comparison: dict) -> dict:
         """What can be exported of a finished comparison."""
         text = export.snippet(self.model, results.source, results.question, specs, options)
         return {"json": comparison, "python": text}
@@ -139,11 +128,11 @@ class Compare:
         """source, preview, question, chips, strip (left alone), and a number that starts the comparison."""
         asked = source.suggestions()
         chips = {"questions": asked, "chosen": ""}
-        return source, preview(source, note), question or asked[0], chips, gr.skip(), random.random()
+        return source, preview(source.image, note), question or asked[0], chips, gr.skip(), random.random()
 
     @staticmethod
     def _refused(error: ValueError):
-        return *[gr.skip()] * 4, cards.problem(sentence(error)), gr.skip()
+        return *[gr.skip()] * 4, strip.problem(sentence(error)), gr.skip()
 
     # -- links ----------------------------------------------------------------------------------------------------
     def restore(self, text: str, source: Source):
@@ -170,13 +159,13 @@ class Compare:
         source = Source.of(SCENES[0])
         asked = source.suggestions()
         self.asked = asked[0]
-        state, cancel, taken = gr.State(source), gr.State(Cancel()), gr.State(None)
+        state, cancel, finished = gr.State(source), gr.State(Cancel()), gr.State(None)
         go = gr.Number(0, visible="hidden", elem_id="vtc-go")
         with gr.Row(elem_classes="vtc-page"):
             with gr.Column(elem_classes="vtc-rail"):
                 with gr.Column(elem_classes="vtc-panel"):
-                    gr.HTML('<h2 class="vtc-h">Picture</h2>', apply_default_css=False)
-                    shown = gr.HTML(preview(source), apply_default_css=False, elem_id="vtc-preview")
+                    controls.heading("Picture")
+                    shown = gr.HTML(preview(source.image), apply_default_css=False, elem_id="vtc-preview")
                     urls = [(s, pictures.data_url(Source.of(s).image.resize((96, 96)), 85)) for s in SCENES]
                     picker = controls.pictures(urls, SCENES[0])
                     composing = composer.Composer()
@@ -186,32 +175,32 @@ class Compare:
                             "Your own picture", file_types=["image"], elem_id="vtc-upload", size="sm"
                         )
                 with gr.Column(elem_classes="vtc-panel"):
-                    gr.HTML('<h2 class="vtc-h">Question</h2>', apply_default_css=False)
+                    controls.heading("Question")
                     question = gr.Textbox(
                         asked[0], show_label=False, container=False, max_length=share.QUESTION, lines=1, max_lines=3,
                         placeholder="Ask about the picture", elem_id="vtc-question", label="Question",
                     )  # fmt: skip
                     chips = controls.chips(asked)
                 with gr.Column(elem_classes="vtc-panel"):
-                    gr.HTML('<h2 class="vtc-h">Compression</h2>', apply_default_css=False)
+                    controls.heading("Compression")
                     budget = controls.budget(TOKENS, self.total, self.small_world)
                 with gr.Row(elem_classes="vtc-actions"):
                     start = gr.Button("Compare", variant="primary", elem_id="vtc-compare")
                     stop = gr.Button("Stop", variant="secondary", elem_id="vtc-stop", min_width=60)
             heads, bodies = [], []
             with gr.Column(elem_classes="vtc-results"):
-                strip = gr.HTML(apply_default_css=False, elem_id="vtc-strip")
+                above = gr.HTML(apply_default_css=False, elem_id="vtc-strip")
                 with gr.Row(elem_classes="vtc-columns"):
                     for column in range(4):
                         with gr.Column(elem_classes=["vtc-col", f"vtc-col-{column}"]):
                             heads.append(self._head(column))
                             bodies.append(gr.HTML(apply_default_css=False, elem_classes="vtc-result"))
-                take = controls.take()
+                taking = controls.export()
         self.heads = heads[1:]
         view = View(source, asked[0], TOKENS, share.MATCHES[0], [h.value for h in self.heads])
-        for component, value in zip([strip, taken, *bodies], self.first(view, view.columns)):
+        for component, value in zip([above, finished, *bodies], self.first(view, view.columns)):
             component.value = value
-        changed, shown_results = [state, shown, question, chips, strip, go], [strip, taken, *bodies]
+        changed, drawn = [state, shown, question, chips, above, go], [above, finished, *bodies]
         composing.wire(state, self.compose, changed)
         self._choose_wires(changed, picker, upload, chips)
         page.load(
@@ -219,14 +208,11 @@ class Compare:
             js="(text, state) => [location.search, state]", **QUIET,
         )  # fmt: skip
         for chosen in (start.click, question.submit, budget.pick, *(h.pick for h in self.heads)):
-            chosen(None, None, go, js="() => Math.random()", **QUIET)
+            chosen(None, None, go, js=NEXT, **QUIET)
         # Every choice ends here. While one comparison runs, only the last of the later ones is remembered.
-        go.change(
-            self.answer, [state, question, budget, cancel, go, *self.heads], shown_results, trigger_mode="always_last",
-            concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        stop.click(_stop, [cancel, go], strip, **QUIET)
-        take.pick(_take, [take, taken], take, **QUIET)
+        go.change(self.answer, [state, question, budget, cancel, go, *self.heads], drawn, **MODEL)
+        stop.click(_stop, [cancel, go], above, **QUIET)
+        taking.pick(_export, [taking, finished], taking, **QUIET)
 
     def _choose_wires(self, changed, picker, upload, chips) -> None:
         picker.pick(self.choose, picker, changed, **QUIET)
@@ -244,19 +230,13 @@ class Compare:
 
 def _stop(cancel: Cancel, request: float) -> str:
     cancel.press(request)
-    return cards.stopped()
+    return strip.stopped()
 
 
-def _take(value: dict, taken: dict | None) -> dict:
+def _export(value: dict, finished: dict | None) -> dict:
     """What a visitor takes along: {"want", "text", "problem"}; want: "json" or "python"."""
     want = value.get("want")
-    if taken is None:
+    if finished is None:
         return {"want": want, "text": "", "problem": "There is no finished comparison yet; press Compare first."}
-    return {"want": want, "text": export.as_json(taken["json"]) if want == "json" else taken["python"], "problem": ""}
-
-
-def sentence(error: Exception) -> str:
-    text = str(error)
-    if "." not in text.split(" ")[0]:  # the name of a file stays as it is
-        text = text[:1].upper() + text[1:]
-    return text + ("" if text.endswith((".", "!", "?")) else ".")
+    text = export.as_json(finished["json"]) if want == "json" else finished["python"]
+    return {"want": want, "text": text, "problem": ""}

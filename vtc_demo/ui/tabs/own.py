@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 
 import gradio as gr
 
 from vtc_demo import registry
+from vtc_demo.figures.render import render
 from vtc_demo.methods import contract
+
+from ..components import controls
 
 TEMPLATE = Path(contract.__file__).with_name("template.py")
 FOLDER = "my_methods"
@@ -50,43 +52,33 @@ def build() -> None:
     with gr.Row(elem_classes="vtc-page vtc-own"):
         with gr.Column(elem_classes="vtc-rail"):
             with gr.Column(elem_classes="vtc-panel"):
-                gr.HTML('<h2 class="vtc-h">Your own method on this page</h2>', apply_default_css=False)
+                controls.heading("Your own method on this page")
                 gr.Markdown(INTRO + STEPS, elem_classes="vtc-text")
             with gr.Column(elem_classes="vtc-panel"):
-                gr.HTML(_loaded(), apply_default_css=False)
+                gr.HTML(loaded(), apply_default_css=False)
             with gr.Column(elem_classes="vtc-panel"):
-                gr.HTML(_rules(), apply_default_css=False)
+                gr.HTML(rules(), apply_default_css=False)
         with gr.Column(elem_classes="vtc-panel"):
-            gr.HTML('<h2 class="vtc-h">The template: vtc_demo/methods/template.py</h2>', apply_default_css=False)
+            controls.heading("The template: vtc_demo/methods/template.py")
             gr.Markdown(f"```python\n{TEMPLATE.read_text(encoding='utf-8')}```", elem_id="vtc-template")
 
 
-def _loaded() -> str:
+def loaded() -> str:
     """The methods of the folders that were given, with what the contract says of each, and the files left out."""
-    entries = [_method(name, file) for name, file in registry.extra_methods().items()]
-    entries += [_problem(file, problem) for file, problem in registry.problems.items()]
-    none = '<p class="soft">None: this page was started without a folder of methods.</p>'
-    found = f'<ul class="own">{"".join(entries)}</ul>' if entries else none
-    return f'<h2 class="vtc-h">Loaded from your folders</h2>{found}'
+    methods = [_method(name, file) for name, file in registry.extra_methods().items()]
+    problems = [_problem(Path(file), problem) for file, problem in registry.problems.items()]
+    return render("ui/tabs/own_loaded.html", methods=methods, problems=problems)
 
 
-def _method(name: str, file: Path) -> str:
+def _method(name: str, file: Path) -> dict:
     cls = registry.get(name)
-    findings = contract.check(cls)
-    state = f"{len(findings)} rule{'s' * (len(findings) > 1)} broken" if findings else "keeps the contract"
-    faults = "".join(f"<li>{escape(f.message)}</li>" for f in findings)
-    return (
-        f'<li class="{"bad" if findings else "good"}"><p><b>{escape(cls.card.title)}</b> <code>{escape(name)}</code> '
-        f'<span class="state">{state}</span> <a class="try" href="?method={escape(name)}">Try it</a></p>'
-        f'<p class="soft">{escape(_short(file))}</p>{f"<ul>{faults}</ul>" if faults else ""}</li>'
-    )
+    faults = [finding.message for finding in contract.check(cls)]
+    state = f"{len(faults)} rule{'s' * (len(faults) > 1)} broken" if faults else "keeps the contract"
+    return {"name": name, "title": cls.card.title, "state": state, "faults": faults, "file": _short(file)}
 
 
-def _problem(file: str, problem: str) -> str:
-    return (
-        f'<li class="bad"><p><b>{escape(Path(file).name)}</b> <span class="state">left out</span></p>'
-        f'<p>{escape(registry.in_words(problem))}</p><p class="soft">{escape(_short(Path(file)))}</p></li>'
-    )
+def _problem(file: Path, problem: str) -> dict:
+    return {"name": file.name, "why": registry.in_words(problem), "file": _short(file)}
 
 
 def _short(file: Path) -> str:
@@ -94,9 +86,6 @@ def _short(file: Path) -> str:
     return f"{file.parent.name}/{file.name}"
 
 
-def _rules() -> str:
-    rules = "".join(
-        f"<dt>{name}</dt><dd>{escape(rule.__doc__.strip().splitlines()[0])}</dd>"
-        for name, rule in contract.CHECKS.items()
-    )
-    return f'<h2 class="vtc-h">What the contract asks</h2><dl class="own">{rules}</dl>'
+def rules() -> str:
+    found = {name: (rule.__doc__ or "").strip().splitlines()[0] for name, rule in contract.CHECKS.items()}
+    return render("ui/tabs/own_rules.html", rules=found)

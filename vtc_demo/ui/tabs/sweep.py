@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from html import escape
-from itertools import groupby
 from typing import Any
 
 import gradio as gr
@@ -16,12 +12,13 @@ import gradio as gr
 from vtc_demo import registry, world
 from vtc_demo.core.assets import MEASUREMENTS
 from vtc_demo.evaluation import records, sweep
-from vtc_demo.figures import colours
 from vtc_demo.figures import sweep as figures_sweep
+from vtc_demo.figures.colours import colours
+from vtc_demo.figures.render import render
 
 from .. import serve
-from ..components import controls
-from ..running import QUIET, Cancel
+from ..components import controls, status
+from ..running import MODEL, NEXT, QUIET, Cancel, measure, sentence
 
 RECORD = MEASUREMENTS / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
@@ -32,7 +29,7 @@ MAX_SCENES = 200
 MAX_SECONDS = 180  # of one run on the page: others wait for the model meanwhile
 GPU_SECONDS = 60
 TICK, REDRAW = 0.4, 2.0  # seconds between two reports of progress, and between two drawings of what there is so far
-FAILED = "Something went wrong on our side. Try again with fewer methods."
+RETRY = "Try again with fewer methods."
 
 
 def runner(vlm) -> Callable[[list, list, int, list], Iterator[tuple[str, Any]]]:
@@ -71,7 +68,7 @@ class Sweep:
     def __init__(self, run, patches: int, model: str = "embedded"):
         self.run, self.patches, self.model = run, patches, model
         self.cards = registry.suiting(model)
-        self.hues = colours.colours(self.cards)
+        self.hues = colours(self.cards)
         self.recorded = records.read(RECORD) if RECORD.exists() else None
 
     # -- reading what the page sends ------------------------------------------------------------------------------
@@ -97,34 +94,15 @@ class Sweep:
     # -- answering ------------------------------------------------------------------------------------------------
     def measure(self, plan: dict, cancel: Cancel, request: float, shown: dict | None = None):
         """Runs the model: yields (status, record, a number that starts the drawing) as results arrive."""
-        pressed = cancel.presses
-        try:
-            if request == cancel.request:  # stopped while it was waiting for its turn
-                yield gr.skip(), gr.skip(), gr.skip()
-                return
-            chosen, tokens, questions, kinds = self.read(plan)
-            yield running(READY), gr.skip(), gr.skip()
-            with closing(self.run(chosen, tokens, questions, kinds)) as events:
-                for kind, data in events:
-                    if cancel.presses != pressed:
-                        yield stopped(shown), gr.skip(), gr.skip()  # again: progress may have come after it
-                        return
-                    shown = shown if kind == "progress" else data or shown
-                    yield self.told(kind, data)
-        except ValueError as error:
-            yield problem(str(error)), gr.skip(), gr.skip()
-        except Exception:
-            logging.exception("a sweep failed")
-            yield problem(FAILED), gr.skip(), gr.skip()
+        yield from measure(self._updates(plan), cancel, request, shown, stopped=stopped, retry=RETRY)
 
-    @staticmethod
-    def told(kind: str, data) -> tuple:
-        """(status, record, a number that starts the drawing) for one event of a run."""
-        if kind == "progress":
-            return running(data), gr.skip(), gr.skip()
-        if data is None:
-            return problem(f"Not one scene was done within {MAX_SECONDS} seconds. {SHORTER}"), gr.skip(), gr.skip()
-        return gr.skip() if kind == "partial" else measured(data, kind), data, random.random()
+    def _updates(self, plan: dict):
+        """(status, record or None) as results arrive."""
+        asked = self.read(plan)
+        yield running(READY), None
+        with closing(self.run(*asked)) as events:
+            for kind, data in events:
+                yield told(kind, data)
 
     def draw(self, record: dict | None, plan: dict, axes: dict):
         """(figure, table, remark under the controls) for a record; no model is needed."""
@@ -132,11 +110,11 @@ class Sweep:
             figure, table = self.view(record, plan, axes)
             return figure, table, self.remark(record, plan)
         except ValueError as error:
-            return gr.skip(), gr.skip(), f'<p class="vtc-note">{escape(str(error))}</p>'
+            return gr.skip(), gr.skip(), controls.note(sentence(error))
 
     def view(self, record: dict | None, plan: dict, axes: dict):
         if record is None:
-            return None, '<p class="vtc-note">No sweep is recorded yet. Press Run to measure one.</p>'
+            return None, controls.note("No sweep is recorded yet. Press Run to measure one.")
         measure, kind, cost = (axes.get(name) for name in ("measure", "kind", "cost"))
         if measure not in figures_sweep.MEASURES or cost not in figures_sweep.COSTS:
             raise ValueError("choose what the axes show")
@@ -158,7 +136,7 @@ class Sweep:
         missing = [card.title for card in self.cards if card.name in chosen and card.name not in have]
         if record and missing:
             text += f" Not in the figure before a run: {', '.join(missing)}."
-        return f'<p class="vtc-note">{escape(text)}</p>{shell(chosen, tokens, questions, kinds)}'
+        return controls.note(text) + shell(chosen, tokens, questions, kinds)
 
     # -- the tab --------------------------------------------------------------------------------------------------
     def build(self) -> None:
@@ -173,7 +151,7 @@ class Sweep:
                     stop = gr.Button("Stop", variant="secondary", elem_id="vtc-sweep-stop", min_width=60)
                 note = gr.HTML(apply_default_css=False, elem_id="vtc-sweep-note")
             with gr.Column(elem_classes="vtc-results"):
-                status = gr.HTML(recorded(self.recorded), apply_default_css=False, elem_id="vtc-sweep-status")
+                said = gr.HTML(recorded(self.recorded), apply_default_css=False, elem_id="vtc-sweep-status")
                 with gr.Column(elem_classes="vtc-panel"):
                     axes = _axes()
                     figure, rows, note.value = self.draw(self.recorded, plan.value, axes.value)
@@ -183,23 +161,20 @@ class Sweep:
                     with gr.Row(elem_classes="vtc-downloads"):
                         files = [gr.Button(f"Download {kind}", size="sm", min_width=120) for kind in ("CSV", "JSON")]
                 with gr.Column(elem_classes="vtc-panel"):
-                    gr.HTML(READ, apply_default_css=False)
+                    gr.HTML(render("ui/tabs/sweep_read.html"), apply_default_css=False)
         self._wire_view(record, drawn, plan, note, axes, plot, table)
-        self._wire_run(record, drawn, plan, start, stop, status, cancel, go)
+        self._wire_run(record, drawn, plan, start, stop, said, cancel, go)
         self._wire_files(record, text, files)
 
     def _wire_view(self, record, drawn, plan, note, axes, plot, table) -> None:
         for changed in (plan.pick, axes.pick, drawn.change):
             changed(self.draw, [record, plan, axes], [plot, table, note], trigger_mode="always_last", **QUIET)
 
-    def _wire_run(self, record, drawn, plan, start, stop, status, cancel, go) -> None:
-        start.click(lambda: running(WAITING), None, status, **QUIET)
-        start.click(None, None, go, js="() => Math.random()", **QUIET)
-        go.change(
-            self.measure, [plan, cancel, go, record], [status, record, drawn], trigger_mode="always_last",
-            concurrency_id="model", concurrency_limit=1, show_progress="hidden", api_visibility="private",
-        )  # fmt: skip
-        stop.click(stop_run, [cancel, go, record], status, **QUIET)
+    def _wire_run(self, record, drawn, plan, start, stop, said, cancel, go) -> None:
+        start.click(lambda: running(WAITING), None, said, **QUIET)
+        start.click(None, None, go, js=NEXT, **QUIET)
+        go.change(self.measure, [plan, cancel, go, record], [said, record, drawn], **MODEL)
+        stop.click(stop_run, [cancel, go, record], said, **QUIET)
 
     def _wire_files(self, record, text, files) -> None:
         for button, kind, write in zip(files, ("csv", "json"), (records.to_csv, records.to_json), strict=True):
@@ -219,54 +194,13 @@ class Sweep:
 
     def _plan_markup(self, value: dict) -> str:
         others = [card for card in self.cards if card.name not in sweep.BASELINES]
-        families = list(dict.fromkeys(card.family for card in others))
-        others.sort(key=lambda card: families.index(card.family))
-        groups = "".join(
-            f"<fieldset><legend>{escape(family[:1].upper() + family[1:])}</legend>"
-            + "".join(tick("methods", c.name, c.title, c.name in value["methods"], self.hues[c.name]) for c in group)
-            + "</fieldset>"
-            for family, group in groupby(others, key=lambda card: card.family)
-        )
-        budgets = "".join(tick("tokens", n, n, n in value["tokens"]) for n in TOKENS if n < self.patches)
-        kinds = "".join(tick("kinds", kind, kind, True) for kind in world.KINDS)
-        picks = "".join(
-            f'<button type="button" data-pick="{pick}">{text}</button>'
-            for pick, text in (("all", "All"), ("none", "Baselines only"))
-        )
-        scenes = f'<input type="range" min="5" max="{MAX_SCENES}" step="5" value="{value["scenes"]}">'
-        return (
-            '<section class="vtc-panel"><h2 class="vtc-h">Methods, shown and run</h2>'
-            f'<div class="marks">{picks}</div>{groups}<p class="vtc-note">The baselines are always in.</p></section>'
-            '<section class="vtc-panel"><h2 class="vtc-h">A run of your own</h2>'
-            f"<fieldset><legend>Visual tokens kept, of {self.patches}</legend>{budgets}</fieldset>"
-            f"<fieldset><legend>Kinds of question</legend>{kinds}</fieldset>"
-            f'<label class="scenes"><span>Held-out scenes</span><output></output>{scenes}</label></section>'
-        )
+        budgets = [n for n in TOKENS if n < self.patches]
+        values = {"families": controls.by_family(others), "hues": self.hues, "patches": self.patches}
+        return render("ui/tabs/sweep_plan.html", chosen=value, budgets=budgets, most=MAX_SCENES, **values)
 
 
 READY, WAITING = ({"done": 0, "total": 0, "label": t, "seconds": 0} for t in ("getting ready", "waiting for its turn"))
 SHORTER = "Choose fewer methods, or run it from the shell, where there is no limit."
-READ = """<details class="vtc-prose"><summary>How to read this</summary>
-<p>Every point asks one method, at one budget, the same questions about generated scenes that no training saw; each
-kind is asked equally often. <b>Accuracy</b> is the share of exact answers, its band the 95 % Wilson interval.
-<b>Evidence</b> is the share of the patches that carry the answer which are kept or merged at the end of the pass, its
-band a 95 % bootstrap interval over scenes. Merged counts as surviving, so pooling and the smaller image keep all of
-it, however blurred.</p>
-<p>▲ and ▼ mark a budget at which a method does better or worse than <b>random</b> on the same questions: the 95 %
-bootstrap interval of the difference, over scenes, leaves out nought. Each mark stands for itself; among dozens a few
-arise by chance.</p>
-<p>The budget is what a method was asked to keep; the axis shows what it really kept. Methods that cut inside the
-language model let all tokens into its first layers: compare them by the mean per layer or by FLOPs. Time is one pass
-per question, the median over questions; the vision pass is made once per picture, and its measured time counts for
-every method that shares it.</p></details>"""
-
-
-def tick(group: str, value, text, on: bool, hue: str = "") -> str:
-    style = f' style="--m:{hue}"' if hue else ""
-    return (
-        f'<label class="tick"{style}><input type="checkbox" data-group="{group}" value="{escape(str(value))}"'
-        f"{' checked' if on else ''}><span>{escape(str(text))}</span></label>"
-    )
 
 
 def _axes() -> gr.HTML:
@@ -278,48 +212,38 @@ def _axes() -> gr.HTML:
         ("kind", "on", kinds),
         ("cost", "against", figures_sweep.COSTS),
     )
-    selects = "".join(_select(name, label, choices) for name, label, choices in parts)
-    bands = '<label class="tick"><input type="checkbox" data-axis="bands" checked><span>95 % bands</span></label>'
-    return controls.control("sweep_axes", value, f'<div class="axes">{selects}{bands}</div>')
-
-
-def _select(name: str, label: str, choices: dict[str, str]) -> str:
-    options = "".join(f'<option value="{escape(k)}">{escape(text)}</option>' for k, text in choices.items())
-    return f'<label>{label} <select data-axis="{name}">{options}</select></label>'
+    return controls.control("sweep_axes", value, render("ui/tabs/sweep_axes.html", parts=parts))
 
 
 # -- the strip on top -----------------------------------------------------------------------------------------------
-def strip(what: str, more: str = "", bar: str = "", state: str = "") -> str:
-    return (
-        f'<div class="vtc-strip {state}" role="status"><div class="vtc-said"><p class="what">{what}</p>'
-        f'<p class="time">{more}</p>{bar}</div></div>'
-    )
-
-
 def recorded(record: dict | None) -> str:
     if record is None:
-        return strip("No sweep is recorded here yet. Press Run to measure one.")
-    return strip(escape(figures_sweep.summary(record)), f"Recorded: {escape(figures_sweep.provenance(record))}")
+        return status.said("No sweep is recorded here yet. Press Run to measure one.")
+    return status.said(figures_sweep.summary(record), f"Recorded: {figures_sweep.provenance(record)}")
+
+
+def told(kind: str, data) -> tuple[Any, dict | None]:
+    """(status, record or None) for one event of a run."""
+    if kind == "progress":
+        return running(data), None
+    if data is None:
+        return status.problem(f"Not one scene was done within {MAX_SECONDS} seconds. {SHORTER}"), None
+    return gr.skip() if kind == "partial" else measured(data, kind), data
 
 
 def measured(record: dict, kind: str) -> str:
     how = "Measured just now" if kind == "done" else f"Time was up after {MAX_SECONDS} seconds; what was done"
     left = {p["method"]["method"]: p["reason"] for p in record["left_out"]}
     more = [figures_sweep.provenance(record), *(f"{name} is left out: {why}" for name, why in left.items())]
-    return strip(escape(figures_sweep.summary(record)), escape(f"{how}: {'. '.join(more)}"))
+    return status.said(figures_sweep.summary(record), f"{how}: {'. '.join(more)}")
 
 
 def running(data: dict) -> str:
-    done, total, seconds = data["done"], data["total"], data["seconds"]
-    more = escape(data["label"])
+    done, total, seconds, more = data["done"], data["total"], data["seconds"], data["label"]
     if done:
         left = min(MAX_SECONDS, seconds * total / done) - seconds
         more = f"{done} of {total} passes · {more} · about {_duration(left)} left"
-    bar = (
-        f'<div class="vtc-progress" role="progressbar" aria-label="passes done" aria-valuenow="{done}" '
-        f'aria-valuemin="0" aria-valuemax="{total}"><span style="width:{100 * done / max(1, total):.1f}%"></span></div>'
-    )
-    return strip("Measuring", more, bar, "is-running")
+    return status.running(more, bar="passes done", now=done, most=total, percent=100 * done / max(1, total))
 
 
 def _duration(seconds: float) -> str:
@@ -333,18 +257,12 @@ def stop_run(cancel: Cancel, request: float, record: dict | None) -> str:
 
 def stopped(record: dict | None) -> str:
     """The record that the page holds when a run is stopped: the run's, as far as it was drawn, or the one before."""
-    more = escape(figures_sweep.provenance(record)) if record else ""
-    return strip("Stopped. The figure shows what was drawn last.", more)
-
-
-def problem(text: str) -> str:
-    said = f'<div class="vtc-said vtc-problem" role="alert"><p class="what">{escape(text)}</p></div>'
-    return f'<div class="vtc-strip">{said}</div>'
+    more = figures_sweep.provenance(record) if record else ""
+    return status.said("Stopped. The figure shows what was drawn last.", more)
 
 
 def shell(chosen: list[str], tokens: list[int], questions: int, kinds: list[str]) -> str:
     """The run as a command, to be copied."""
     words = ["python -m vtc_demo sweep", *(["--methods", *chosen] if chosen else []), "--tokens", *map(str, tokens)]
     words += ["--questions", str(questions), *(["--kinds", *kinds] if len(kinds) < len(world.KINDS) else [])]
-    command = escape(" ".join([*words, "--out", "sweep.json"]))
-    return f'<details class="vtc-shell"><summary>The same from the shell</summary><code>{command}</code></details>'
+    return controls.shell(" ".join([*words, "--out", "sweep.json"]))
