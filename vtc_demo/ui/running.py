@@ -13,9 +13,13 @@ import gradio as gr
 
 from .components import status
 
-QUIET = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}  # events that do not run the model
+QUIET: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}  # events that do not run the model
 # Those that do: one at a time, and of those that wait only the last is remembered.
-MODEL = {
+MODEL: dict[str, Any] = {
     "trigger_mode": "always_last", "concurrency_id": "model", "concurrency_limit": 1, "show_progress": "hidden",
     "api_visibility": "private",
 }  # fmt: skip
