@@ -64,7 +64,7 @@ def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str
     stations = frames(run)
     sites = [_fates(site, outside(run)) | {"evidence": _share(site, run["grid"], evidence)} for site in run["sites"]]
     data = {"grid": run["grid"], "cells": run["cells"], "frames": stations, "sites": sites}
-    told = evidence is not None and evidence.any() and not evidence.all()
+    told = evidence if evidence is not None and evidence.any() and not evidence.all() else None
     return render(
         "figures/mask.html",
         rows=rows,
@@ -74,8 +74,8 @@ def mask(run: dict, picture: str, evidence: np.ndarray | None = None, title: str
         data=json.dumps(data, separators=(",", ":")),
         layers=[_paths(site, rows, columns) for site in run["sites"]],
         shown=stations[-1]["mask"],
-        outline=outline(evidence) if told else "",
-        scale=f"scale({columns / evidence.shape[1]:g} {rows / evidence.shape[0]:g})" if told else "",
+        outline="" if told is None else outline(told),
+        scale="" if told is None else f"scale({columns / told.shape[1]:g} {rows / told.shape[0]:g})",
     )
 
 

@@ -15,6 +15,7 @@ class Results:
     """hues: method name -> colour; columns: places on the page of the methods that run, known when they are checked."""
 
     def __init__(self, view: View, hues: dict[str, str]):
+        assert view.source is not None  # only a link can name no picture
         self.view, self.hues = view, hues
         self.source, self.question = view.source, view.question
         self.picture = data_url(square(view.source.image))
@@ -25,12 +26,14 @@ class Results:
 
     def add(self, kind: str, index: int | None, data: Any) -> None:
         self.begun = True
+        if index is None:
+            return
+        column = self.columns[index]
         if kind == "run":
-            self.runs[self.columns[index]] = data
+            self.runs[column] = data
         elif kind == "error":
-            self.runs[self.columns[index]] = {"error": data}
+            self.runs[column] = {"error": data}
         elif kind in ("stage", "token"):
-            column = self.columns[index]
             stage, text = self.told.get(column, ("", ""))
             self.told[column] = (data["stage"], text) if kind == "stage" else (stage, data["text"])
 

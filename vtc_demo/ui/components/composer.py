@@ -22,6 +22,8 @@ from vtc_demo.figures.render import render
 from vtc_demo.world.render import card_size, cutout
 from vtc_demo.world.scene import BIG_FROM, MAX_ITEMS, MAX_TEXT, MIN_ITEM, MIN_TEXT, finite
 
+from ..running import QUIET
+
 CANVAS = 336  # px; the picture that the embedded VLM was trained on
 ITEM_SIZES = (MIN_ITEM, 160)  # px
 NEW_ITEM, NEW_TEXT = 64, 28  # px
@@ -190,9 +192,8 @@ class Composer:
 
     def wire(self, state: gr.State, used, changed: list) -> None:
         """state: the Source shown, edited when the dialog opens. used: handler of "pick"; its outputs are `changed`."""
-        quick = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        self.button.click(_opened, state, self.dialog, **quick)
-        self.dialog.pick(used, self.dialog, changed, **quick)
+        self.button.click(_opened, state, self.dialog, **QUIET)
+        self.dialog.pick(used, self.dialog, changed, **QUIET)
 
 
 def _opened(source) -> dict:

@@ -98,10 +98,10 @@ class Compare:
         text = export.snippet(self.model, results.source, results.question, specs, options)
         return {"json": comparison, "python": text}
 
-    def first(self, view: View, heads: list[dict]) -> list:
+    def first(self, source: Source, question: str, heads: list[dict]) -> list:
         """Strip, export and cards of the first view, really computed."""
-        shown, budget = ["", None, "", "", "", ""], {"tokens": view.tokens, "match": view.match}
-        for update in self.answer(view.source, view.question, budget, Cancel(), 0.0, *heads):
+        shown, budget = ["", None, "", "", "", ""], {"tokens": TOKENS, "match": share.MATCHES[0]}
+        for update in self.answer(source, question, budget, Cancel(), 0.0, *heads):
             shown = [old if isinstance(new, dict) and "__type__" in new else new for old, new in zip(shown, update)]
         return shown
 
@@ -197,8 +197,8 @@ class Compare:
                             bodies.append(gr.HTML(apply_default_css=False, elem_classes="vtc-result"))
                 taking = controls.export()
         self.heads = heads[1:]
-        view = View(source, asked[0], TOKENS, share.MATCHES[0], [h.value for h in self.heads])
-        for component, value in zip([above, finished, *bodies], self.first(view, view.columns)):
+        first = self.first(source, asked[0], [h.value for h in self.heads])
+        for component, value in zip([above, finished, *bodies], first):
             component.value = value
         changed, drawn = [state, shown, question, chips, above, go], [above, finished, *bodies]
         composing.wire(state, self.compose, changed)

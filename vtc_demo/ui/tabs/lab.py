@@ -31,7 +31,7 @@ BATCHES, PROMPTS = (1, 8, 32, 128), (1, 8, 32)
 ANSWERS = (1, 16, 64, 256, 1024)  # tokens
 VIEW = {"batch": 8, "prompts": 8, "answer": 64}
 SHARES = (3, 9, 18)  # of the visual tokens, one in so many is left: 192, 64 and 32 of 576
-CHOSEN = {
+CHOSEN: dict[str, Any] = {
     "shape": "llava-1.5-7b", "methods": ["fastervlm", "fastv"], "shares": [9], "batches": [1, 8],
     "prompts": list(prompt_batches("cuda" if torch.cuda.is_available() else "cpu")), "seconds": 40,
 }  # fmt: skip
@@ -74,7 +74,8 @@ class Lab:
     # -- reading what the page sends ------------------------------------------------------------------------------
     def read(self, plan: dict) -> dict:
         """The settings of a run. Raises ValueError for what the page would not send."""
-        name, chosen, shares, batches, prompts, seconds = (plan.get(k) for k in CHOSEN)
+        given: list[Any] = [plan.get(k) for k in CHOSEN]
+        name, chosen, shares, batches, prompts, seconds = given
         if not all(isinstance(x, list) and x for x in (chosen, shares, batches, prompts)):
             raise ValueError("Choose at least one method, one number of tokens and one batch each")
         if len(chosen) > MAX_METHODS:
@@ -112,8 +113,8 @@ class Lab:
         """(first token, prefill, decode step, roofline, words, table) of a record; nothing is measured."""
         if record is None:
             return *[None] * 4, "", controls.note("Nothing is recorded yet. Press Run to measure.")
-        answer, asked = view.get("answer"), {"decode": view.get("batch"), "batched_prefill": view.get("prompts")}
-        asked = {part: n if isinstance(n, int) else 8 for part, n in asked.items()}
+        given = {"decode": view.get("batch"), "batched_prefill": view.get("prompts")}
+        answer, asked = view.get("answer"), {part: n if isinstance(n, int) else 8 for part, n in given.items()}
         shown = {part: nearest(record, part, n) for part, n in asked.items()}
         answer = min(4096, max(1, answer)) if isinstance(answer, int) else 64
         batch, prompts = shown.values()

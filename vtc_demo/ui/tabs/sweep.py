@@ -22,7 +22,7 @@ from ..running import MODEL, NEXT, QUIET, Cancel, measure, sentence
 
 RECORD = MEASUREMENTS / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
-CHOSEN = {"tokens": (64, 192), "scenes": 5}
+CHOSEN: dict[str, Any] = {"tokens": (64, 192), "scenes": 5}
 SHOWN = ("fastervlm", "visionzip", "divprune", "fastv", "pyramiddrop")
 PER_SCENE = 4  # questions per scene at most, as the sweep asks them
 MAX_SCENES = 200
@@ -74,7 +74,8 @@ class Sweep:
     # -- reading what the page sends ------------------------------------------------------------------------------
     def read(self, plan: dict) -> tuple[list[str], list[int], int, list[str]]:
         """(methods, tokens, questions, kinds) of a run. Raises ValueError for what the page would not send."""
-        chosen, tokens, kinds, scenes = (plan.get(name) for name in ("methods", "tokens", "kinds", "scenes"))
+        given: list[Any] = [plan.get(name) for name in ("methods", "tokens", "kinds", "scenes")]
+        chosen, tokens, kinds, scenes = given
         if not all(isinstance(x, list) for x in (chosen, tokens, kinds)):
             raise ValueError("methods, tokens and kinds must be lists")
         if isinstance(scenes, bool) or not isinstance(scenes, int) or not 1 <= scenes <= MAX_SCENES:
@@ -184,7 +185,7 @@ class Sweep:
     def _plan(self) -> gr.HTML:
         """What to run and show. value: {"methods", "tokens", "kinds", "scenes"}."""
         known = [card.name for card in self.cards]
-        value = {
+        value: dict[str, Any] = {
             "methods": [name for name in SHOWN if name in known],
             "tokens": [n for n in CHOSEN["tokens"] if n < self.patches],
             "kinds": list(world.KINDS),
