@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol
 from torch import Tensor
 
 from .card import Card
+from .effects import Effect
 from .parameters import check, param
 from .shape import ModelShape
 from .tokens import Reduction, Site
@@ -118,6 +119,9 @@ class HookContext(Protocol):
         ...
 
 
+Outcome = Reduction | Effect | tuple[Reduction | Effect, ...] | None  # of a hook
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses; their card follows the class, so that the maths leads."""
@@ -127,6 +131,7 @@ class Method(ABC):
     inside: ClassVar[bool] = False  # layer sites act between attention and MLP of their layer instead of before it
     gridded: ClassVar[bool] = False  # needs the grid of one view: with several views it is asked view by view
     connector: ClassVar[Any] = None  # a trained module in the place of the projector, see `vtc_demo.connectors`
+    withdraws: ClassVar[bool] = False  # may leave no visual token at all
     adaptive: ClassVar[bool] = False  # how many tokens are left depends on the image: the host waits for the count
 
     retention: float = param(0.25, "share of the visual tokens that is kept", low=0.01, high=1.0, step=0.01)
@@ -145,8 +150,8 @@ class Method(ABC):
         """The sites at which `reduce` is called, in the order of the pass. Raises ValueError if the model lacks one."""
 
     @abstractmethod
-    def reduce(self, context: HookContext) -> Reduction | None:
-        """The outcome at `context.site`, or None to leave the tokens alone."""
+    def reduce(self, context: HookContext) -> Outcome:
+        """The outcome at `context.site`: a Reduction, an Effect, several of these, or None to leave all as it is."""
 
     def image_side(self, shape: ModelShape) -> int | None:
         """Side in pixels to which the input image is scaled before the vision tower; None leaves it alone."""

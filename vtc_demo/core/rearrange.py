@@ -31,7 +31,7 @@ def in_order(reduction: Reduction) -> Reduction:
     """The same reduction with its rows in ascending order of their anchors."""
     order = reduction.anchor.argsort(stable=True)
     if reduction.is_selection:
-        return Reduction.select(reduction.anchor[order], reduction.n)
+        return Reduction.select(reduction.anchor[order], reduction.n, reduction.scores)
     place = torch.empty_like(order)
     place[order] = torch.arange(reduction.m, device=order.device)
     return replace(reduction, new=place[reduction.new], anchor=reduction.anchor[order])

@@ -98,6 +98,7 @@ class Run:
             "grid": list(trace.grid) if trace else [],
             "cells": trace.cells.tolist() if trace and trace.cells is not None else None,
             "sites": [_site(trace, step) for step in trace.steps] if trace else [],
+            "effects": [{"site": str(site), **effect.told()} for site, effect in trace.effects] if trace else [],
             "vision_shared": self.vision_shared,
             "matched": self.matched.to_dict() if self.matched else None,
             "error": self.error,

@@ -13,6 +13,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .effects import Effect
+
 SiteKind = Literal["input_image", "vision_layer", "projector", "llm_input", "llm_layer", "kv_cache"]
 SITE_ORDER = {kind: i for i, kind in enumerate(get_args(SiteKind))}
 
@@ -48,7 +50,8 @@ class Reduction:
 
     new, old: [nnz] int64 row and column of each entry; weight: [nnz] float, or None when every weight is 1.
     anchor: [m] int64, the old token at whose place the new one stands (its position id, its place in a picture).
-    soft: rows are cross-attention weights, not a partition of the old tokens.
+    soft: rows are cross-attention weights, not a partition of the old tokens. scores [n]: what the old tokens were
+    ranked by, higher is kept first, for whoever asks why; None: nothing was ranked.
     """
 
     new: Tensor
@@ -58,6 +61,7 @@ class Reduction:
     n: int
     anchor: Tensor
     soft: bool = False
+    scores: Tensor | None = field(default=None, compare=False, repr=False)
 
     # -- constructors ---------------------------------------------------------------------------------------------
     @staticmethod
@@ -65,13 +69,14 @@ class Reduction:
         return Reduction.select(torch.arange(n, device=device), n)
 
     @staticmethod
-    def select(keep: Tensor, n: int) -> Reduction:
-        """Keep the old tokens `keep` [m] in that order. Indices must lie in [0, n) (not checked: no host sync)."""
+    def select(keep: Tensor, n: int, scores: Tensor | None = None) -> Reduction:
+        """Keep the old tokens `keep` [m] in that order; none at all is a withdrawal. scores [n]: what they were ranked
+        by. Indices must lie in [0, n) (not checked: no host sync)."""
         m = keep.shape[0]
-        if m < 1 or m > n:
-            raise ValueError(f"cannot keep {m} of {n} tokens; keep between 1 and {n}")
+        if m > n:
+            raise ValueError(f"cannot keep {m} of {n} tokens; keep at most {n}")
         keep = keep.long()
-        return Reduction(torch.arange(m, device=keep.device), keep, None, m, n, keep)
+        return Reduction(torch.arange(m, device=keep.device), keep, None, m, n, keep, scores=scores)
 
     @staticmethod
     def merge(anchor: Tensor, source: Tensor, target: Tensor, n: int, *, source_weight: Tensor, anchor_weight: Tensor):
@@ -137,7 +142,8 @@ class Reduction:
 
     def to(self, device) -> Reduction:
         moved = {k: getattr(self, k).to(device) for k in ("new", "old", "anchor")}
-        return replace(self, weight=None if self.weight is None else self.weight.to(device), **moved)
+        given = {k: None if (v := getattr(self, k)) is None else v.to(device) for k in ("weight", "scores")}
+        return replace(self, **moved, **given)
 
 
 @dataclass(frozen=True)
@@ -173,7 +179,7 @@ class Trace:
 
     grid: (rows, columns) of the patch grid that pictures are drawn on; extra: leading encoder tokens that are no
     patch (1 for CLS). llm_layers: number of decoder layers. steps are in the order of the pass. outside: the tokens are
-    held outside the decoder's sequence, so none enters a layer.
+    held outside the decoder's sequence, so none enters a layer. effects: what else was asked for, and where.
     """
 
     grid: tuple[int, int]
@@ -182,6 +188,7 @@ class Trace:
     steps: list[Step] = field(default_factory=list)
     cells: Tensor | None = field(default=None, compare=False)
     outside: bool = False
+    effects: list[tuple[Site, Effect]] = field(default_factory=list)
     _products: list[Reduction] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
@@ -218,6 +225,9 @@ class Trace:
         A patch is kept if a surviving token stands at it and draws on it, merged if only tokens elsewhere draw on it.
         """
         total = self.product(upto)
+        if total.m == 0:  # withdrawn
+            none = torch.zeros(self.patches)
+            return Fate(none.long(), none, torch.full_like(none, -1).long())
         share = total.dense()[:, self.extra :].abs()  # [tokens, patches]; a share may be negative in a transform
         place = (total.anchor - self.extra).clamp(min=-1)  # [tokens] patch at which each token stands, -1 for CLS
         weight, token = share.max(0)  # [patches]

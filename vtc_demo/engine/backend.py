@@ -45,10 +45,10 @@ class Backend:
         return Tower(hidden, layout.segments, layout.sources, layout.extra, anchor, details)
 
     def tower_layer(self, i: int, tower: Tower) -> Tensor:
-        return self.adapter.run_layer(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details)
+        return self.adapter.run_layer(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details, tower.bias)
 
     def tower_attend(self, i: int, tower: Tower) -> Tensor:
-        return self.adapter.attend(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details)
+        return self.adapter.attend(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details, tower.bias)
 
     def tower_feed(self, i: int, tower: Tower) -> Tensor:
         return self.adapter.feed(self.tower_layers[i], tower.hidden)
@@ -113,11 +113,28 @@ class Backend:
     def feed(self, k: int, hidden: Tensor) -> Tensor:
         return DecoderHalves.feed(self.decoder.layers[k], hidden)
 
+    def attention_output(self, k: int, weights: Tensor, values: Tensor) -> Tensor:
+        """weights [heads, r, S], values [kv heads, S, d] -> what the attention of layer k adds to r rows, [r, D]."""
+        values = values.repeat_interleave(weights.shape[0] // values.shape[0], 0)
+        mixed = (weights.to(values) @ values).transpose(0, 1).flatten(1)  # [r, heads * d]
+        return self.decoder.layers[k].self_attn.o_proj(mixed)
+
+    def sparse_feed(self, k: int, hidden: Tensor, neurons: Tensor) -> Tensor:
+        """The second half of decoder layer k with some of its MLP's inner neurons [p] alone; [1, S, D]."""
+        layer = self.decoder.layers[k]
+        mlp, x = layer.mlp, layer.post_attention_layernorm(hidden)
+        gate, up = (torch.nn.functional.linear(x, part.weight[neurons]) for part in (mlp.gate_proj, mlp.up_proj))
+        return hidden + torch.nn.functional.linear(mlp.act_fn(gate) * up, mlp.down_proj.weight[:, neurons])
+
     def probe(self, k: int, entered: Sequence, cached: Tensor | None = None) -> DecoderProbe:
         """Attention rows of layer k over the sequence that enters it; cached: its keys [kv heads, S, d], if it ran."""
         assert entered.rope is not None
         rope = (entered.rope[0][0], entered.rope[1][0])
         return DecoderProbe(self.decoder.layers[k], entered.hidden[0], rope, cached)
+
+    def step_probe(self, k: int, hidden: Tensor, rope: Rope, keys: Tensor) -> DecoderProbe:
+        """Attention rows of new tokens [1, q, D] over the cached keys [kv heads, n, d], their own included."""
+        return DecoderProbe(self.decoder.layers[k], hidden[0], (rope[0][0], rope[1][0]), keys)
 
     def next_token(self, hidden: Tensor) -> Tensor:
         """hidden [1, S, D] -> the likeliest token after the last position, [1]."""

@@ -15,6 +15,7 @@ from vtc_demo.models.layout import Layout, Prompt
 
 from .backend import Backend
 from .cancel import Cancel
+from .effects import spared_by_sparse
 from .hooks import Hooks
 from .language import Prefilled
 from .question import Question
@@ -117,7 +118,7 @@ class ForwardPass:
         spec = self.vlm.spec
         flops = cost.run_flops(
             replace(spec, crops=1),
-            self.hooks.trace.schedule,
+            prefilled.entered,
             prefilled.text_tokens,
             new_tokens,
             encoder_schedule=[spans.entered for spans in encoded.layers],
@@ -129,6 +130,8 @@ class ForwardPass:
             encoder_mlp_schedule=[spans.fed for spans in encoded.layers],
             encoder_pairs=[self._pairs(i, spans) for i, spans in enumerate(encoded.layers)],
         )
+        spared = spared_by_sparse(self, prefilled, new_tokens - 1)
+        flops |= {"decode": flops["decode"] - spared, "total": flops["total"] - spared}
         connector = self.backend.connector
         if connector is not None:
             m = self.hooks.trace.steps[0].reduction.m

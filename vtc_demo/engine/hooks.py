@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from vtc_demo.core.clock import Stopwatch
+from vtc_demo.core.effects import Effect, SizeBias
 from vtc_demo.core.method import Method
 from vtc_demo.core.rearrange import concatenate_blocks, in_order, shrink
 from vtc_demo.core.shape import ModelShape
@@ -20,6 +22,16 @@ from vtc_demo.models.layout import Layout
 from .context import SiteContext
 
 TILES = ("global", "crop")
+
+
+class Answer(NamedTuple):
+    """What a method made of the tokens at a site."""
+
+    reduction: Reduction | None
+    effects: list[Effect]
+
+
+NOTHING = Answer(None, [])
 
 
 class Hooks:
@@ -83,25 +95,29 @@ class Hooks:
     # -- asking -------------------------------------------------------------------------------------------------------
     def ask(
         self, site: Site, hidden: Tensor, anchor: Tensor, ordered: bool = False, inside: bool = False, **state: Any
-    ) -> Reduction | None:
-        """The method's reduction of the tokens hidden [n, C] at a site, recorded and its cost booked.
+    ) -> Answer:
+        """What the method makes of the tokens hidden [n, C] at a site, recorded and its cost booked.
 
         anchor [n]: the token at the projector at whose place each stands. ordered: the tokens stand in a sequence, so
-        rows are put in the order of their anchors.
+        rows are put in the order of their anchors. Where no token is left nothing is asked.
         """
-        if site not in self.sites or (site.layer is not None and self.method.inside != inside):
-            return None
+        elsewhere = site not in self.sites or (site.layer is not None and self.method.inside != inside)
+        if elsewhere or not len(hidden):
+            return NOTHING
         stage = self.watch.enter("compression")
-        reduction = self.answers(site, hidden, anchor, **state)
+        reduction, effects = self.answers(site, hidden, anchor, **state)
         if reduction is not None:
             self.overhead += reduction.flops(hidden.shape[1])
-            reduction = in_order(reduction) if ordered else reduction
+            if ordered:
+                order = reduction.anchor.argsort(stable=True)
+                reduction, effects = in_order(reduction), [effect.reordered(order) for effect in effects]
             self.trace.add(site, reduction, inside)
+        self.trace.effects += [(site, effect) for effect in effects]
         self.watch.enter(stage)
-        return reduction
+        return Answer(reduction, effects)
 
-    def answers(self, site: Site, hidden: Tensor, anchor: Tensor, **state) -> Reduction | None:
-        """What the method makes of all views together or of each by itself; its cost is booked."""
+    def answers(self, site: Site, hidden: Tensor, anchor: Tensor, **state) -> Answer:
+        """Of all views together or of each by itself; the cost of answering is booked."""
         if self._by_view(site):
             return self._each_view(site, hidden, anchor, **state)
         return self._answer(site, hidden, self.shape, None, **state)
@@ -111,18 +127,25 @@ class Hooks:
         several = len(self.layout.crops) > 1
         return several and (self.tiles == "crop" or self.method.gridded or site.kind == "vision_layer")
 
-    def _answer(self, site: Site, hidden: Tensor, shape: ModelShape, view: int | None, **state) -> Reduction | None:
+    def _answer(self, site: Site, hidden: Tensor, shape: ModelShape, view: int | None, **state) -> Answer:
         state = {"base": self.base, "seed": self.seed, "trace": self.trace, "layout": self.layout} | state
         context = SiteContext(site, shape, hidden, memory=self.memory[view], **state)
-        reduction = self.method.reduce(context)
-        n = len(hidden)
+        outcome = self.method.reduce(context)
         self.overhead += context.spent + self.method.overhead_flops(context)
         self.overhead += context.question.book() if context.question is not None else 0
-        if reduction is None:
-            return None
-        if not isinstance(reduction, Reduction) or reduction.n != n:
-            raise ValueError(f"{self.method.card.name}: at {site} a Reduction of {n} tokens was due, got {reduction!r}")
-        return reduction.to(hidden.device)
+        parts = outcome if isinstance(outcome, tuple) else () if outcome is None else (outcome,)
+        reductions = [part.to(hidden.device) for part in parts if isinstance(part, Reduction)]
+        effects = [part.to(hidden.device) for part in parts if isinstance(part, Effect)]
+        self._check_outcome(site, len(hidden), parts, reductions, effects)
+        return Answer(reductions[0] if reductions else None, effects)
+
+    def _check_outcome(self, site: Site, n: int, parts: tuple, reductions: list, effects: list) -> None:
+        name = self.method.card.name
+        if len(reductions) + len(effects) != len(parts) or len(reductions) > 1 or any(r.n != n for r in reductions):
+            raise ValueError(f"{name}: at {site} a Reduction of {n} tokens was due, got {parts}")
+        for effect in effects:
+            if site.kind not in effect.sites or (self.method.inside and site.layer is not None):
+                raise ValueError(f"{name}: {type(effect).__name__} cannot be asked for at {site}")
 
     def views(self, anchor: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(number, which of the tokens [p] on the CPU) of every view that has some."""
@@ -134,8 +157,8 @@ class Hooks:
 
     def _each_view(
         self, site: Site, hidden: Tensor, anchor: Tensor, extra: int, visual=None, columns=None, **state
-    ) -> Reduction | None:
-        """One reduction, put together from those of each view."""
+    ) -> Answer:
+        """One answer, put together from those of each view."""
         found, indices = [], {"visual": visual, "columns": columns}
         entered = None if self.entered is None else self.layout.owner[self.entered.cpu()]
         for i, places in self.views(anchor):
@@ -148,6 +171,24 @@ class Hooks:
                     own[name] = probe.only(part)
             one = self._answer(site, hidden[part], replace(self.shape, grid=crop.grid), i, **(state | own))
             found.append((part, one))
-        if all(one is None for _, one in found):
-            return None
-        return in_order(concatenate_blocks(found, len(hidden)))
+        return self._joined(found, len(hidden))
+
+    def _joined(self, found: list[tuple[Tensor, Answer]], n: int) -> Answer:
+        """The answers of all views as one about n tokens, rows in the order of their anchors."""
+        sizes = [effect for _, one in found for effect in one.effects]
+        if all(one.reduction is None for _, one in found):
+            reduction = None
+            rows = torch.cat([part for part, _ in found])
+        else:
+            reduction = concatenate_blocks([(part, one.reduction) for part, one in found], n)
+            rows = reduction.anchor
+        order = rows.argsort(stable=True)
+        reduction = None if reduction is None else in_order(reduction)
+        if not sizes:
+            return Answer(reduction, [])
+        if len(sizes) != len(found) or not all(isinstance(effect, SizeBias) for effect in sizes):
+            raise ValueError(
+                f"{self.method.card.name}: asked view by view, a method can give one SizeBias for every view, no other "
+                f"effect; got {', '.join(type(effect).__name__ for effect in sizes)} for {len(found)} views"
+            )
+        return Answer(reduction, [SizeBias(torch.cat([effect.size for effect in sizes])[order])])

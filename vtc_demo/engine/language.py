@@ -10,9 +10,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vtc_demo.connectors.base import LayerMemory
+from vtc_demo.core.effects import Effect, Redistribute, SizeBias, SparseMLP
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.models.layout import Prompt
 
+from .effects import Held, affected_step, biased, causal, edit_cache, pick, run_layer
+from .hooks import Answer
 from .question import Question
 from .state import Sequence
 from .vision import Projected
@@ -23,23 +26,37 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prefilled:
-    """What decoding goes on from. positions [layers]: the position that the first decoded token takes in each layer."""
+    """What decoding goes on from. All lists are [layers].
+
+    positions: the position that the first decoded token takes. entered, fed: visual tokens through the attention and
+    the MLP; held: what the cache holds of the prompt; bias: of its keys, where a method weighs them. effects: by layer,
+    what steps must do too. spared: bytes that a quantised cache does not take.
+    """
 
     memory: LayerMemory  # what a connector's layers hold of the picture
     cache: DynamicCache
     positions: list[int]
     token: Tensor  # [1], the first of the answer
     text_tokens: int
-    fed: list[int]  # visual tokens through each layer's MLP
-    cached: list[int]  # visual tokens in each layer's cache
+    entered: list[int]
+    fed: list[int]
+    held: list[Held]
+    bias: list[Tensor | None]
+    effects: dict[int, list[Effect]]
+    spared: int = 0
     done: int = 0  # tokens fed after the prompt
+
+    @property
+    def cached(self) -> list[int]:
+        """Visual tokens in each layer's cache."""
+        return [len(held.tokens) for held in self.held]
 
     @property
     def kv_bytes(self) -> int:
         """Of the cache, and of what is held of the picture in its place."""
         held = [part for parts in self.memory.values() for part in parts]
         cached = [part for layer in self.cache.layers for part in (layer.keys, layer.values)]
-        return sum(part.numel() * part.element_size() for part in held + cached)
+        return sum(part.numel() * part.element_size() for part in held + cached) - self.spared
 
 
 def assemble(work: ForwardPass, prompt: Prompt, projected: Projected) -> Sequence:
@@ -90,40 +107,45 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
     hooks.enter_llm(seq.anchor)
     asking = _Asking(work, prompt, question)
     memory, sees = _outside(work, prompt, projected, seq.length)
-    cache, positions, held, fed, entered = backend.cache(), [], [], [], seq
+    out = Prefilled(memory, backend.cache(), [], torch.empty(0), len(seq.others), [], [], [], [], {})
+    cache, entered = out.cache, seq
     for k in backend.layers:
         work.cancel.look()
         site = Site("llm_layer", k)
-        inside = hooks.inside(site)
+        inside, effects = hooks.inside(site), []
         if site in hooks.sites and not inside:
-            previous = backend.probe(k - 1, entered, cache.layers[k - 1].keys[0]) if k else None
-            seq = asking.reduced(site, seq, previous=previous, next=backend.probe(k, seq))
-        positions.append(seq.length)
-        held.append((seq.alive, seq.visual, seq.others))
-        entered = seq
-        how: dict[str, Any] = {"attention_mask": None, "position_embeddings": seq.rope}
-        how |= {"past_key_values": cache, "use_cache": True}
+            whole = k and len(entered.visual) == len(seq.visual)  # not after a layer that some tokens skipped
+            previous = backend.probe(k - 1, entered, cache.layers[k - 1].keys[0]) if whole else None
+            seq, effects = asking.reduced(site, seq, previous=previous, next=backend.probe(k, seq))
+        out.positions.append(seq.length)
         if inside:
-            seq = replace(seq, hidden=backend.attend(k, seq.hidden, **how))
+            how = {"attention_mask": None, "position_embeddings": seq.rope, "past_key_values": cache}
+            entered = seq
+            seq = replace(seq, hidden=backend.attend(k, seq.hidden, use_cache=True, **how))
+            previous = backend.probe(k, entered, cache.layers[k].keys[0])
+            seq, _ = asking.reduced(site, seq, inside=True, previous=previous)
+            seq, fed = replace(seq, hidden=backend.feed(k, seq.hidden)), len(seq.visual)
         else:
-            seq = replace(seq, hidden=backend.layer(k, seq.hidden, memory, sees, **how))
-        if inside:
-            seq = asking.reduced(site, seq, inside=True, previous=backend.probe(k, entered, cache.layers[k].keys[0]))
-            seq = replace(seq, hidden=backend.feed(k, seq.hidden))
+            seq, entered, fed = run_layer(work, k, seq, memory, sees, effects, cache)
         if k < len(seq.deepstack):
             added = seq.deepstack[k].to(seq.hidden)
             seq = replace(seq, hidden=seq.hidden.index_add(1, seq.visual, added))
-        fed.append(len(seq.visual))
-    token = backend.next_token(seq.hidden)
+        out.entered.append(len(entered.visual))
+        out.fed.append(fed)
+        out.held.append(Held(entered.alive, entered.visual, entered.others))
+        out.bias.append(entered.bias)
+        out.effects[k] = effects
+    out.token = backend.next_token(seq.hidden)
     last = backend.probe(k, entered, cache.layers[k].keys[0]) if Site("kv_cache") in hooks.sites else None
-    reduction = asking.ask(Site("kv_cache"), seq, previous=last)
+    reduction, effects = asking.ask(Site("kv_cache"), seq, previous=last)
+    if effects:
+        left = seq.alive if reduction is None else seq.alive[reduction.anchor]
+        out.spared = edit_cache(cache, out.held, left, effects)
     if reduction is not None:
-        evict(work, cache, held, seq.alive, reduction)
+        evict(work, out, seq.alive, reduction)
         if asking.renumber(seq):
-            positions = [layer.keys.shape[-2] for layer in cache.layers]
-    text = len(seq.others)
-    cached = [layer.keys.shape[-2] - text for layer in cache.layers]
-    return Prefilled(memory, cache, positions, token, text, fed, cached)
+            out.positions = [layer.keys.shape[-2] for layer in cache.layers]
+    return out
 
 
 @dataclass
@@ -137,15 +159,17 @@ class _Asking:
     def renumber(self, seq: Sequence) -> bool:
         return self.work.method.positions == "renumber" and self.work.adapter.axes == 1
 
-    def ask(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> Reduction | None:
+    def ask(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> Answer:
         text = seq.others[self.prompt.text.to(seq.others.device)]
         state = {"extra": 0, "sequence": seq.hidden[0], "visual": seq.visual, "text": text}
         state |= {"after": self.prompt.after, "question": self.question}
         return self.work.hooks.ask(site, seq.tokens, seq.anchor, ordered=True, inside=inside, **state, **probes)
 
-    def reduced(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> Sequence:
-        reduction = self.ask(site, seq, inside, **probes)
-        return seq if reduction is None else seq.reduce(reduction, self.renumber(seq))
+    def reduced(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> tuple[Sequence, list[Effect]]:
+        reduction, effects = self.ask(site, seq, inside, **probes)
+        seq = seq if reduction is None else seq.reduce(reduction, self.renumber(seq))
+        size = pick(effects, SizeBias)
+        return (seq if size is None else biased(seq, size)), effects
 
 
 def _outside(work: ForwardPass, prompt: Prompt, projected: Projected, length: int) -> tuple[LayerMemory, Tensor | None]:
@@ -157,9 +181,8 @@ def _outside(work: ForwardPass, prompt: Prompt, projected: Projected, length: in
     return memory, torch.arange(length, device=projected.outside.device) >= place
 
 
-def evict(work: ForwardPass, cache: DynamicCache, held: list[tuple], alive: Tensor, reduction: Reduction) -> None:
-    """Remove the dropped visual tokens from every layer's cache. held [layers]: the visual tokens that each holds,
-    their places in it and those of all others.
+def evict(work: ForwardPass, prefilled: Prefilled, alive: Tensor, reduction: Reduction) -> None:
+    """Remove the dropped visual tokens from every layer's cache.
 
     Tokens that prefill dropped after a layer stay in its cache, unless the method trims that layer.
     """
@@ -167,12 +190,19 @@ def evict(work: ForwardPass, cache: DynamicCache, held: list[tuple], alive: Tens
         raise ValueError(f"{work.method.card.name}: cache entries can be selected, not merged")
     gone = alive[torch.ones_like(alive, dtype=torch.bool).index_fill_(0, reduction.anchor, False)]
     trim = work.method.trim_from(work.hooks.shape)
-    for k, (layer, (tokens, visual, others)) in enumerate(zip(cache.layers, held, strict=True)):
+    for k, (layer, held) in enumerate(zip(prefilled.cache.layers, prefilled.held, strict=True)):
         trimmed = trim is not None and k >= trim
-        left = torch.isin(tokens, (alive[reduction.anchor] if trimmed else gone).to(tokens.device))
+        left = torch.isin(held.tokens, (alive[reduction.anchor] if trimmed else gone).to(held.tokens.device))
         stays = left if trimmed else ~left
-        kept = torch.cat([others, visual[stays]]).sort().values
+        places = torch.cat([held.others, held.visual[stays]])
+        order = places.argsort()
+        kept = places[order]
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
+        rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+        words = len(held.others)
+        prefilled.held[k] = Held(held.tokens[stays], rank[words:], rank[:words])
+        bias = prefilled.bias[k]
+        prefilled.bias[k] = None if bias is None else bias[kept]
 
 
 def step(work: ForwardPass, prefilled: Prefilled, tokens: Tensor) -> Tensor:
@@ -182,12 +212,16 @@ def step(work: ForwardPass, prefilled: Prefilled, tokens: Tensor) -> Tensor:
     ahead = torch.arange(q, device=hidden.device)[None] + prefilled.done
     ahead = ahead if work.adapter.axes == 1 else ahead.expand(work.adapter.axes, 1, q)
     ropes = {p: backend.rope(hidden, ahead + p) for p in set(prefilled.positions)}
-    for k, (held, position) in enumerate(zip(cache.layers, prefilled.positions, strict=True)):
-        mask = None
-        if q > 1:  # without a mask, several tokens over a cache would each see all of them
-            past = held.keys.shape[-2]
+    for k, (layer, position) in enumerate(zip(cache.layers, prefilled.positions, strict=True)):
+        past, bias, mask = layer.keys.shape[-2], prefilled.bias[k], None
+        if bias is not None:  # answer tokens stand for themselves
+            mask = causal(torch.cat([bias, bias.new_zeros(past + q - len(bias))]), q, hidden.dtype)
+        elif q > 1:  # without a mask, several tokens over a cache would each see all of them
             mask = torch.ones(q, past + q, dtype=torch.bool, device=hidden.device).tril(past)[None, None]
         how = {"attention_mask": mask, "position_embeddings": ropes[position], "past_key_values": cache}
-        hidden = backend.layer(k, hidden, prefilled.memory, None, use_cache=True, **how)
+        if any(isinstance(effect, Redistribute | SparseMLP) for effect in prefilled.effects[k]):
+            hidden = affected_step(work, k, hidden, prefilled, how)
+        else:
+            hidden = backend.layer(k, hidden, prefilled.memory, None, use_cache=True, **how)
     prefilled.done += q
     return backend.next_token(hidden)

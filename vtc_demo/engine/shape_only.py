@@ -27,7 +27,7 @@ from vtc_demo.models.attention import DecoderProbe, EncoderProbe
 from vtc_demo.models.layout import VISUAL, Inputs, Layout, Prompt
 
 from .forward import ForwardPass
-from .hooks import Hooks
+from .hooks import Answer, Hooks
 from .language import prefill
 from .state import Sequence, Tower
 from .vision import encode, project
@@ -115,7 +115,7 @@ class CountingHooks(Hooks):
         if reduction is not None:
             self.overhead += reduction.flops(hidden.shape[1])
             self.trace.add(site, reduction, inside)
-        return reduction
+        return Answer(reduction, [])
 
     def _answer(self, site, hidden, shape, view, **state):
         return super()._answer(site, hidden.contiguous(), shape, view, **state)
@@ -181,6 +181,9 @@ class ShapeOnly:
 
     def feed(self, k: int, hidden: Tensor) -> Tensor:
         return hidden
+
+    def attention_output(self, k: int, weights: Tensor, values: Tensor) -> Tensor:
+        return stand_in(weights.shape[1], self.spec.hidden)
 
     def probe(self, k: int, entered: Sequence, cached: Tensor | None = None) -> DecoderProbe:
         return DecoderRows(self.spec, entered.hidden.shape[1], cached is not None)

@@ -32,6 +32,7 @@ class Tower:
     of the tower that are behind each of the t that a method sees, None: it sees them as they are. extra: how many of
     these come first and are no patch (CLS). anchor [t]: the token at the projector at whose place each stands.
     details: the adapter's own, such as rotary embeddings. taps: outputs of earlier layers that the decoder gets, too.
+    bias [N]: what is added to the scores of each key (log of a token's size), None: nothing.
     """
 
     hidden: Tensor
@@ -41,6 +42,7 @@ class Tower:
     anchor: Tensor
     details: Any = None
     taps: tuple[Tensor, ...] = ()
+    bias: Tensor | None = None
 
     def pick(self, x: Tensor) -> Tensor:
         """x [N, C] as the method sees it, [t, g * C]."""
@@ -59,7 +61,8 @@ class Tower:
             hidden = reduction.apply(self.hidden)  # [N, C] -> [m, C]
             taps = tuple(reduction.apply(tap) for tap in self.taps)
             kept = details(self.details, reduction.anchor)
-            return Tower(hidden, (reduction.m,), None, extra, anchor, kept, taps)
+            bias = None if self.bias is None else self.bias[reduction.anchor]
+            return Tower(hidden, (reduction.m,), None, extra, anchor, kept, taps, bias)
         unseen = others(self.members.flatten(), len(self.hidden))  # tokens of the tower behind none: they stay
         places = torch.cat([self.members[reduction.anchor].flatten(), unseen])  # [N'] by their old places
         order = places.argsort(stable=True)
@@ -80,6 +83,7 @@ class Tower:
             anchor,
             details(self.details, places[order]),
             tuple(map(moved, self.taps)),
+            None if self.bias is None else self.bias[places][order],
         )
 
     def _lengths(self, places: Tensor) -> tuple[int, ...]:

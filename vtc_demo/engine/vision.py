@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from vtc_demo.connectors.base import Trained
+from vtc_demo.core.effects import SizeBias
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.models.layout import Inputs, Layout
 
+from .effects import biased_tower, pick
 from .question import Question
 from .state import Tower
 
@@ -92,10 +94,11 @@ def encode(work: ForwardPass, inputs: Inputs) -> Encoded:
 
 def _reduced(work: ForwardPass, site: Site, tower: Tower, inside: bool = False, **probes) -> Tower:
     seen = tower.pick(tower.hidden)  # [t, g * C]
-    reduction = work.hooks.ask(site, seen, tower.anchor, inside=inside, extra=tower.extra, **probes)
-    if reduction is None:
-        return tower
-    return tower.reduce(reduction, work.hooks.layout.extra, work.backend.kept)
+    reduction, effects = work.hooks.ask(site, seen, tower.anchor, inside=inside, extra=tower.extra, **probes)
+    if reduction is not None:
+        tower = tower.reduce(reduction, work.hooks.layout.extra, work.backend.kept)
+    size = pick(effects, SizeBias)
+    return tower if size is None else biased_tower(tower, size)
 
 
 def cls_rows(work: ForwardPass, i: int, entered: Tower) -> ClsRows:
@@ -116,7 +119,7 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
     hooks, layout = work.hooks, encoded.layout
     state: dict[str, Any] = {"question": question, "recorded": _booked_cls(work, encoded)}
     anchor, deepstack = tower.anchor, [tower.pick(tap) for tap in tower.taps]
-    reduction = hooks.ask(
+    reduction, _ = hooks.ask(
         Site("projector"), features, anchor, extra=tower.extra, **state, **_probes(work, encoded, Site("projector"))
     )
     if reduction is None and tower.extra and not layout.keeps_extra:
@@ -135,7 +138,7 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
         state |= {"recorded": {}}
     else:
         state |= _probes(work, encoded, Site("llm_input"))
-    reduction = hooks.ask(Site("llm_input"), visual[0], anchor, extra=0, columns=columns, **state)
+    reduction, _ = hooks.ask(Site("llm_input"), visual[0], anchor, extra=0, columns=columns, **state)
     if reduction is not None:
         visual, anchor = reduction.apply(visual), anchor[reduction.anchor]
         deepstack = [reduction.apply(d) for d in deepstack]

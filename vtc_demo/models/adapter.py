@@ -63,17 +63,21 @@ class Adapter(ABC):
         """(what enters encoder layer 0, the tokens of all views one after another [N, C]; details that `run_layer`
         and `attends` need). resized: the picture was scaled for the method."""
 
-    def run_layer(self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any) -> Tensor:
-        """Encoder layer i on h [N, C]; segments: lengths of the views."""
-        return by_view(lambda view: layer(view, attention_mask=None), h, segments)
+    def run_layer(
+        self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any, bias: Tensor | None = None
+    ) -> Tensor:
+        """Encoder layer i on h [N, C]; segments: lengths of the views. bias [N]: added to the scores of each key."""
+        return by_view(lambda view, mask: layer(view, attention_mask=mask), h, segments, bias)
 
-    def attend(self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any) -> Tensor:
+    def attend(
+        self, layer: nn.Module, i: int, h: Tensor, segments: tuple[int, ...], details: Any, bias: Tensor | None = None
+    ) -> Tensor:
         """The first half of a layer: h with what its attention adds, [N, C]."""
 
-        def half(view: Tensor) -> Tensor:
-            return view + layer.self_attn(layer.layer_norm1(view), attention_mask=None)[0]
+        def half(view: Tensor, mask: Tensor | None) -> Tensor:
+            return view + layer.self_attn(layer.layer_norm1(view), attention_mask=mask)[0]
 
-        return by_view(half, h, segments)
+        return by_view(half, h, segments, bias)
 
     def feed(self, layer: nn.Module, h: Tensor) -> Tensor:
         """The second half: h with what its MLP adds, [N, C]."""
@@ -145,8 +149,25 @@ def said(role: str, text: str, images: int = 0) -> dict:
     return {"role": role, "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
 
 
-def by_view(run: Callable[[Tensor], Tensor], h: Tensor, segments: tuple[int, ...]) -> Tensor:
-    """`run` on the views of h [N, C]: as one batch [views, n, C] if they are equally long, else one by one."""
+def by_view(
+    run: Callable[[Tensor, Tensor | None], Tensor], h: Tensor, segments: tuple[int, ...], bias: Tensor | None
+) -> Tensor:
+    """`run` on the views of h [N, C]: as one batch [views, n, C] if they are equally long, else one by one.
+
+    bias [N]: as a mask [views, 1, n, n] of what is added to the scores of each key.
+    """
+
+    def mask(view_bias: Tensor | None) -> Tensor | None:  # [views, n]
+        return None if view_bias is None else view_bias[:, None, None].expand(-1, 1, view_bias.shape[1], -1).to(h)
+
     if len(set(segments)) == 1:
-        return run(h.view(len(segments), segments[0], -1)).flatten(0, 1)
-    return torch.cat([run(view[None])[0] for view in h.split(segments)])
+        views, n = len(segments), segments[0]
+        return run(h.view(views, n, -1), mask(None if bias is None else bias.view(views, n))).flatten(0, 1)
+    biases = [None] * len(segments) if bias is None else [part[None] for part in bias.split(segments)]
+    return torch.cat([run(view[None], mask(b))[0] for view, b in zip(h.split(segments), biases, strict=True)])
+
+
+def unbiased(name: str, bias: Tensor | None) -> None:
+    """Raise ValueError if a bias is asked of a tower whose attention takes none."""
+    if bias is not None:
+        raise ValueError(f"the attention of {name} towers takes no bias on its keys, which this method needs there")

@@ -247,9 +247,13 @@ class DecoderProbe(Probe):
             self.flops += cost.linear_flops(self.tokens, self.entered.shape[1], projected.shape[1])
         return self.cached
 
-    def attention(self, rows: Tensor, mean: bool = False) -> Tensor:
-        """rows [r] int64 -> [heads, r, S] float32, causal, or its mean over the heads [r, S]."""
-        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scaling, rows, mean)
+    def attention(self, rows: Tensor, mean: bool = False, at: Tensor | None = None) -> Tensor:
+        """rows [r] int64 -> [heads, r, S] float32, causal, or its mean over the heads [r, S].
+
+        at [r]: where they stand among the keys, if not at their own number.
+        """
+        places = rows if at is None else at
+        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scaling, places, mean)
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows [r] int64 -> [r, S] float32 in both directions, see `mean_logits`."""
@@ -261,7 +265,7 @@ class DecoderProbe(Probe):
         q = self._rotated(attention.q_proj(self.layer.input_layernorm(self.entered[rows])), rows, "q")
         heads, kv_heads = q.shape[0], keys.shape[0]
         self.flops += cost.rows_attention_flops(
-            len(rows), self.tokens, heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False
+            len(rows), keys.shape[1], heads, attention.head_dim, self.entered.shape[1], kv_heads, project_keys=False
         )
         return q
 

@@ -9,7 +9,7 @@ from transformers.models.internvl.modeling_internvl import InternVLModel
 
 from vtc_demo.core.shape import ModelShape
 
-from ..adapter import Adapter, by_view
+from ..adapter import Adapter, by_view, unbiased
 from ..attention import EncoderProbe
 from ..layout import VISUAL, Inputs, tiled
 from ..spec import build_spec
@@ -84,13 +84,16 @@ class InternVLAdapter(Adapter):
     def embed(self, model, inputs, resized):
         return model.model.vision_tower.embeddings(inputs.pixels).flatten(0, 1), None
 
-    def run_layer(self, layer, i, h, segments, details):
-        return by_view(layer, h, segments)
+    def run_layer(self, layer, i, h, segments, details, bias=None):
+        unbiased(self.model_type, bias)
+        return by_view(lambda view, _: layer(view), h, segments, None)
 
-    def attend(self, layer, i, h, segments, details):
-        return by_view(
-            lambda view: view + layer.lambda_1 * layer.attention(layer.layernorm_before(view))[0], h, segments
-        )
+    def attend(self, layer, i, h, segments, details, bias=None):
+        def half(view, _):
+            return view + layer.lambda_1 * layer.attention(layer.layernorm_before(view))[0]
+
+        unbiased(self.model_type, bias)
+        return by_view(half, h, segments, None)
 
     def feed(self, layer, h):
         return h + layer.lambda_2 * layer.mlp(layer.layernorm_after(h))

@@ -11,7 +11,7 @@ from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position
 
 from vtc_demo.core.shape import ModelShape
 
-from ..adapter import Adapter
+from ..adapter import Adapter, unbiased
 from ..attention import EncoderProbe
 from ..layout import VISUAL, Crop, Inputs, Layout
 from ..spec import build_spec
@@ -119,10 +119,12 @@ class Qwen2VLAdapter(Adapter):
         rope = tower.rotary_pos_emb(h, get_vision_position_ids(grid, tower.spatial_merge_size))
         return h, Spans(get_vision_cu_seqlens(grid), rope)
 
-    def run_layer(self, layer, i, h, segments, details):
+    def run_layer(self, layer, i, h, segments, details, bias=None):
+        unbiased(self.model_type, bias)
         return layer(h, cu_seqlens=details.at(i), position_embeddings=details.rope)
 
-    def attend(self, layer, i, h, segments, details):
+    def attend(self, layer, i, h, segments, details, bias=None):
+        unbiased(self.model_type, bias)
         return h + layer.attn(layer.norm1(h), cu_seqlens=details.at(i), position_embeddings=details.rope)
 
     def feed(self, layer, h):
