@@ -75,10 +75,22 @@ def test_select_keeps_tokens_in_the_given_order():
     assert r.is_selection and r.anchor.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("keep", [[], [0, 1, 2]])
-def test_select_refuses_impossible_counts(keep):
-    with pytest.raises(ValueError, match="between 1 and 2"):
-        Reduction.select(tensor(keep, dtype=torch.long), 2)
+def test_select_refuses_more_than_there_are():
+    with pytest.raises(ValueError, match="cannot keep 3 of 2 tokens"):
+        Reduction.select(tensor([0, 1, 2]), 2)
+
+
+def test_a_withdrawal_keeps_nothing():
+    none = Reduction.select(tensor([], dtype=torch.long), 4, scores=torch.arange(4.0))
+    assert none.m == 0 and none.apply(torch.ones(2, 4, 3)).shape == (2, 0, 3) and none.dense().shape == (0, 4)
+    trace = Trace((2, 2), 0, 3)
+    trace.add(Site("llm_input"), Reduction.select(tensor([0, 3]), 4))
+    trace.add(Site("llm_layer", 1), Reduction.select(tensor([], dtype=torch.long), 2))
+    assert trace.schedule == [2, 0, 0] and trace.equivalent_tokens == 2 / 3
+    assert trace.fate().counts == {"dropped": 4, "merged": 0, "kept": 0}
+    assert trace.fate(Site("llm_input")).counts == {"dropped": 2, "merged": 0, "kept": 2}
+    assert trace.evidence_kept(tensor([True, False, False, True])) == 0 and len(trace.sizes()) == 0
+    assert none.to("cpu").scores.tolist() == [0, 1, 2, 3]
 
 
 def test_merge_by_hand():
