@@ -8,7 +8,7 @@ provenance of every surviving token. Pure tensors; this file imports nothing els
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -141,9 +141,9 @@ class Reduction:
         return Reduction.from_dense(product, anchor, self.soft or earlier.soft)
 
     def to(self, device) -> Reduction:
-        moved = {k: getattr(self, k).to(device) for k in ("new", "old", "anchor")}
-        given = {k: None if (v := getattr(self, k)) is None else v.to(device) for k in ("weight", "scores")}
-        return replace(self, **moved, **given)
+        names = ("new", "old", "anchor", "weight", "scores")
+        moved: dict[str, Any] = {k: None if (v := getattr(self, k)) is None else v.to(device) for k in names}
+        return replace(self, **moved)
 
 
 @dataclass(frozen=True)

@@ -128,8 +128,8 @@ class Hooks:
         return several and (self.tiles == "crop" or self.method.gridded or site.kind == "vision_layer")
 
     def _answer(self, site: Site, hidden: Tensor, shape: ModelShape, view: int | None, **state) -> Answer:
-        state = {"base": self.base, "seed": self.seed, "trace": self.trace, "layout": self.layout} | state
-        context = SiteContext(site, shape, hidden, memory=self.memory[view], **state)
+        known: dict[str, Any] = {"base": self.base, "seed": self.seed, "trace": self.trace, "layout": self.layout}
+        context = SiteContext(site, shape, hidden, memory=self.memory[view], **(known | state))
         outcome = self.method.reduce(context)
         self.overhead += context.spent + self.method.overhead_flops(context)
         self.overhead += context.question.book() if context.question is not None else 0
@@ -175,7 +175,8 @@ class Hooks:
 
     def _joined(self, found: list[tuple[Tensor, Answer]], n: int) -> Answer:
         """The answers of all views as one about n tokens, rows in the order of their anchors."""
-        sizes = [effect for _, one in found for effect in one.effects]
+        effects = [effect for _, one in found for effect in one.effects]
+        sizes = [effect for effect in effects if isinstance(effect, SizeBias)]
         if all(one.reduction is None for _, one in found):
             reduction = None
             rows = torch.cat([part for part, _ in found])
@@ -184,11 +185,11 @@ class Hooks:
             rows = reduction.anchor
         order = rows.argsort(stable=True)
         reduction = None if reduction is None else in_order(reduction)
-        if not sizes:
+        if not effects:
             return Answer(reduction, [])
-        if len(sizes) != len(found) or not all(isinstance(effect, SizeBias) for effect in sizes):
+        if len(sizes) != len(found) or len(effects) != len(sizes):
             raise ValueError(
                 f"{self.method.card.name}: asked view by view, a method can give one SizeBias for every view, no other "
-                f"effect; got {', '.join(type(effect).__name__ for effect in sizes)} for {len(found)} views"
+                f"effect; got {', '.join(type(effect).__name__ for effect in effects)} for {len(found)} views"
             )
         return Answer(reduction, [SizeBias(torch.cat([effect.size for effect in sizes])[order])])

@@ -112,7 +112,8 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
     for k in backend.layers:
         work.cancel.look()
         site = Site("llm_layer", k)
-        inside, effects = hooks.inside(site), []
+        inside = hooks.inside(site)
+        effects: list[Effect] = []
         if site in hooks.sites and not inside:
             whole = k and len(entered.visual) == len(seq.visual)  # not after a layer that some tokens skipped
             previous = backend.probe(k - 1, entered, cache.layers[k - 1].keys[0]) if whole else None
