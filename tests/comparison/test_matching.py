@@ -11,8 +11,8 @@ import torch
 
 import vtc_demo as vtc
 from vtc_demo import cost, engine, registry
-from vtc_demo.comparison import matching
 from vtc_demo.comparison.matching import Matcher, nearest
+from vtc_demo.comparison.request import MATCHES
 from vtc_demo.connectors import files as weights_on_disk
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
@@ -90,7 +90,7 @@ def test_no_layer_runs_for_methods_that_follow_from_their_hyper_parameters(vlm):
     parts = [*vlm.model.model.language_model.layers, *vlm.model.model.vision_tower.encoder.layers, vlm.model.lm_head]
     handles = [part.register_forward_hook(lambda *_: calls.append(1)) for part in parts]
     try:
-        for match in matching.MATCHES:
+        for match in MATCHES:
             for name in GALLERY:
                 if not registry.get(name).adaptive:
                     matcher(vlm, match).solve(registry.resolve(name))
@@ -101,7 +101,7 @@ def test_no_layer_runs_for_methods_that_follow_from_their_hyper_parameters(vlm):
 
 
 # -- arithmetic -------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("match", matching.MATCHES)
+@pytest.mark.parametrize("match", MATCHES)
 def test_a_budget_before_the_llm_is_the_same_in_all_three_measures(vlm, match):
     found = matcher(vlm, match).solve(registry.resolve("random"))
     assert found.retention == TOKENS / TOTAL
@@ -162,7 +162,7 @@ def test_what_the_tower_saves_may_be_spent_in_the_llm(vlm):
 
 
 # -- every method -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("match", matching.MATCHES)
+@pytest.mark.parametrize("match", MATCHES)
 @pytest.mark.parametrize("name", GALLERY)
 def test_every_method_reaches_the_target_or_says_why_not(vlm, name, match):
     work = matcher(vlm, match, tokens=20)
@@ -195,7 +195,7 @@ def test_one_tokens_worth_of_flops(vlm):
 
 # -- methods whose counts depend on the picture -----------------------------------------------------------------------
 def test_an_adaptive_method_needs_two_real_passes_at_most_where_they_can_be_foreseen(vlm):
-    for match in matching.MATCHES:
+    for match in MATCHES:
         work = matcher(vlm, match, tokens=20)
         found = work.solve(registry.resolve("mustdrop"))
         assert 1 <= len(work._passes) <= 2
@@ -307,7 +307,7 @@ def test_what_is_not_countable_is_searched_by_passes_that_share_the_tower():
     full = vtc.run(vlm, image, question)
     key = Pictures.open(image).key
     encoded = vlm.workspace.get("encoded", key)
-    for match in matching.MATCHES:
+    for match in MATCHES:
         work = Matcher(vlm, image, question, match, tokens=full.visual_tokens // 2)
         found = work.solve(registry.resolve("fastv", layer=1))
         assert vlm.workspace.get("encoded", key) is encoded and work._passes

@@ -30,15 +30,13 @@ def add_options(parser: ArgumentParser) -> None:
 def run(args: Namespace) -> int:
     names = [*args.names, *load_folders(args)] or DEFAULT_METHODS
     image, question, expected = picture_and_question(args)
-    from vtc_demo import registry
-    from vtc_demo.comparison import events as compare
-    from vtc_demo.comparison import matching
+    from vtc_demo.comparison import compare
+    from vtc_demo.comparison.request import Settings, resolved
 
-    chosen = [registry.resolve(name) for name in names]  # before the model is loaded: a wrong name shows at once
-    cost = {"match": args.match, "tokens": args.tokens, "target": args.target}
-    matching.check(**cost)
-    vlm = load_model(args)
-    c = compare.compare(vlm, image, question, chosen, max_new_tokens=args.max_new_tokens, seed=args.seed, **cost)
+    chosen = resolved(names)  # before the model is loaded: a wrong name or budget shows at once
+    given = {name: getattr(args, name) for name in ("max_new_tokens", "seed", "match", "tokens", "target")}
+    settings = Settings.parse(given).model_dump()
+    c = compare(load_model(args), image, question, chosen, **settings)
     if args.json:
         print(json.dumps(c.to_dict() | {"expected": expected}, indent=1, ensure_ascii=False))
     else:

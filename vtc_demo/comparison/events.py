@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 
 from vtc_demo import engine, registry
 from vtc_demo.core.environment import environment
-from vtc_demo.core.images import Pictures
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
+from vtc_demo.engine import Cancel
 from vtc_demo.models import VLM
 
 from . import matching
+from .request import Request, Settings
 
 
 class Event(NamedTuple):
@@ -70,9 +71,8 @@ def run(
     image: or a list of images, for a prompt with several. tiles: see `engine.stream`. Raises ValueError for bad input
     and for a method that does not suit the model.
     """
-    method = registry.resolve(method, **hyper)
-    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "tiles": tiles}
-    return engine.run(vlm, image, question, method, **options)
+    settings = Settings.parse({"max_new_tokens": max_new_tokens, "seed": seed, "tiles": tiles})
+    return engine.run(vlm, image, question, registry.resolve(method, **hyper), **of_engine(settings))
 
 
 def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comparison:
@@ -82,43 +82,39 @@ def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comp
     return last
 
 
-def compare_events(
-    vlm: VLM,
-    image,
-    question: str,
-    chosen: Iterable,
-    *,
-    max_new_tokens: int = 16,
-    seed: int = 0,
-    tiles: str = "global",
-    match: str | None = None,
-    tokens: int | None = None,
-    target: float | None = None,
-) -> Generator[Event, None, None]:
+def compare_events(vlm: VLM, image, question: str, chosen: Iterable, **settings) -> Generator[Event, None, None]:
     """Run the methods one after another and yield an Event at every step, the last being "done".
 
-    match: compare at equal cost, one of `matching.MATCHES`; each method's retention is then solved, whatever it says.
-    tokens: the cost is that of so many visual tokens left before the language model; or target: the cost itself.
-    Bad input raises ValueError here, before the first event. A method that does not suit the model or the image gives
-    an "error" event and a Run with that error; the other columns go on. Closing the generator stops the work.
+    settings: of `request.Settings`. match: compare at equal cost, one of `request.MATCHES`; each method's retention is
+    then solved, whatever it says. tokens: the cost is that of so many visual tokens left before the language model; or
+    target: the cost itself. Bad input raises ValueError here, before the first event.
     """
-    if isinstance(chosen, str | dict | Method):
-        chosen = [chosen]
-    columns = [registry.resolve(x) for x in chosen]
-    if not columns:
-        raise ValueError("no method to compare; name at least one")
-    pictures = Pictures.open(image)
-    question = vlm.check_question(question)
-    options = {"max_new_tokens": _length(max_new_tokens), "seed": _seed(seed), "tiles": tiles}
-    matching.check(match, tokens, target)
-    cost = {"tokens": tokens, "target": target, "seed": seed, "tiles": tiles}
-    matcher = matching.Matcher(vlm, pictures, question, match, **cost) if match else None
-    return _events(vlm, pictures, question, columns, options, matcher)
+    return stream(vlm, Request.parse(vlm, image, question, chosen, **settings))
+
+
+def stream(vlm: VLM, request: Request, cancel: Cancel | None = None) -> Generator[Event, None, None]:
+    """The events of a request. Raises ValueError here for a budget that its pictures do not allow.
+
+    A method that does not suit the model or the image gives an "error" event and a Run with that error; the other
+    columns go on. Closing the generator stops the work; a press of `cancel` ends it between two layers.
+    """
+    settings = request.settings
+    cost = settings.model_dump(include={"tokens", "target", "seed", "tiles"})
+    matcher = None
+    if settings.match is not None:
+        matcher = matching.Matcher(vlm, request.pictures, request.question, settings.match, **cost)
+    return _events(vlm, request, matcher, cancel)
+
+
+def of_engine(settings: Settings) -> dict[str, Any]:
+    """What `engine.stream` takes of them."""
+    return settings.model_dump(include={"max_new_tokens", "seed", "tiles"})
 
 
 def _events(
-    vlm: VLM, pictures: Pictures, question: str, columns: list[Method], options: dict, matcher: matching.Matcher | None
+    vlm: VLM, request: Request, matcher: matching.Matcher | None, cancel: Cancel | None
 ) -> Generator[Event, None, None]:
+    columns, options = request.methods, of_engine(request.settings) | {"cancel": cancel}
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
     runs = []
@@ -129,7 +125,7 @@ def _events(
                 yield Event("stage", index, method, {"stage": "matching"})
                 matched = matcher.solve(method)
                 method = matched.method
-            with closing(engine.stream(vlm, pictures, question, method, **options)) as stream:
+            with closing(engine.stream(vlm, request.pictures, request.question, method, **options)) as stream:
                 for kind, data in stream:
                     if kind == "run":
                         data.matched = matcher.after(matched, data) if matcher and matched else None
@@ -140,16 +136,5 @@ def _events(
             runs.append(Run(method, error=str(error)))
             yield Event("error", index, method, str(error))
     match = matcher.to_dict() if matcher else None
-    yield Event("done", None, None, Comparison(question, vlm.name, runs, environment(vlm.device, vlm.dtype), match))
-
-
-def _length(value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= engine.MAX_NEW_TOKENS:
-        raise ValueError(f"max_new_tokens must be a whole number from 1 to {engine.MAX_NEW_TOKENS}, got {value!r}")
-    return value
-
-
-def _seed(value) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise ValueError(f"seed must be a whole number from 0 to 2^63 - 1, got {value!r}")
-    return value
+    around = environment(vlm.device, vlm.dtype)
+    yield Event("done", None, None, Comparison(request.question, vlm.name, runs, around, match))

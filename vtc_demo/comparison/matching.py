@@ -18,7 +18,6 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
-from numbers import Real
 
 from vtc_demo import engine, registry
 from vtc_demo.core.images import Pictures
@@ -30,9 +29,8 @@ from vtc_demo.engine.answer import prepared
 from vtc_demo.engine.shape_only import Cost
 from vtc_demo.models import VLM
 
-UNITS = {"final tokens": "tokens", "equivalent tokens": "tokens on average", "flops": "GFLOPs"}
-MATCHES = tuple(UNITS)
-NAMES = ", ".join(f'"{name}"' for name in MATCHES)
+from .request import UNITS, Settings
+
 STEPS = 4  # retentions tried lie this many to a token: cuts in several places change at different ones
 NEAR = 0.25  # tokens' worth: so near to the target a search ends
 MISSED = 1.0  # tokens' worth from which a miss is told
@@ -50,7 +48,7 @@ class Matcher:
         self.vlm, self.question, self.seed, self.tiles = vlm, vlm.check_question(question), seed, tiles
         self.pictures = Pictures.open(image)
         self.match, self.tokens, self._target = match, tokens, target
-        check(match, tokens, target)
+        Settings.parse({"match": match, "tokens": tokens, "target": target})
         self._passes: dict[Method, tuple[Run, Cost]] = {}  # real ones
         least = max(1, math.ceil(self.total * 0.01))
         if tokens is not None and not least <= tokens <= self.total:
@@ -203,24 +201,6 @@ def line(matched: Matched) -> str:
     reached, target = (in_words(matched.match, value) for value in (matched.reached, matched.target))
     note = f"; {matched.note}" if matched.note else ""
     return f"{matched.method.card.title}: {reached}, asked for {target}{note}"
-
-
-def check(match: str | None, tokens=None, target=None) -> None:
-    """Raise ValueError unless these name a measure and one budget, or nothing at all."""
-    if match is None:
-        if tokens is not None or target is not None:
-            raise ValueError(f"a budget needs a measure to match by; choose {NAMES}")
-        return
-    if match not in MATCHES:
-        raise ValueError(f"match={match!r} is no measure of cost; choose {NAMES}")
-    if (tokens is None) == (target is None):
-        raise ValueError(f"match={match!r} needs a budget: give either tokens or target")
-    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int)):
-        raise ValueError(f"tokens must be a whole number of visual tokens, got {tokens!r}")
-    number = isinstance(target, Real) and not isinstance(target, bool)
-    if target is not None and not (number and 0 < target < math.inf):  # type: ignore[operator]  # a Real has an order
-        unit = "FLOPs" if match == "flops" else "tokens"
-        raise ValueError(f"target must be a number above 0, in {unit}; got {target!r}")
 
 
 def limits(method: Method) -> tuple[float, float]:

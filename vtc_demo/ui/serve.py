@@ -10,10 +10,9 @@ from typing import Any
 
 import gradio as gr
 from gradio.context import LocalContext
-from PIL import Image
 
 from vtc_demo import models, registry, world
-from vtc_demo.comparison.events import Event, compare_events
+from vtc_demo.comparison import Request, stream
 from vtc_demo.evaluation.findings import finding
 
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -77,26 +76,23 @@ def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
 def streamer(vlm) -> Callable[..., Iterator[tuple[str, int | None, Any]]]:
     """The one function that runs the model: (image, question, methods[, options]) -> (kind, column, data), plain data.
 
-    options: further arguments of `compare_events`, by name. Kinds are those of its events; a Run and a Comparison
+    options: `comparison.Settings`, by name. Kinds are those of its events; a Run and a Comparison
     arrive as their dicts. Bad input raises ValueError.
     """
 
-    def plan(image: Image.Image, question: str, chosen: list, options: dict | None = None) -> Iterator[Event]:
-        """The comparison, checked; nothing has run yet."""
-        if not 1 <= len(chosen) <= MAX_METHODS:
-            raise ValueError(f"{len(chosen)} methods were given; compare 1 to {MAX_METHODS} at a time")
-        return compare_events(vlm, image, question, chosen, **(options or {}))
-
-    def run(*asked) -> Iterator[tuple[str, int | None, Any]]:
-        for event in plan(*asked):
+    def run(request: Request) -> Iterator[tuple[str, int | None, Any]]:
+        for event in stream(vlm, request):
             data = event.data.to_dict() if event.kind in ("run", "done") else event.data
             yield event.kind, event.index, data
 
     leased = gpu(run)
 
-    def events(*asked) -> Iterator[tuple[str, int | None, Any]]:
-        plan(*asked)  # bad input is told before a GPU is asked for
-        yield from leased(*asked)
+    def events(image, question: str, chosen: list, options: dict | None = None):
+        if not 1 <= len(chosen) <= MAX_METHODS:
+            raise ValueError(f"{len(chosen)} methods were given; compare 1 to {MAX_METHODS} at a time")
+        request = Request.parse(vlm, image, question, chosen, **(options or {}))
+        stream(vlm, request)  # bad input is told before a GPU is asked for; nothing has run yet
+        yield from leased(request)
 
     return events
 

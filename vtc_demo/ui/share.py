@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from vtc_demo import registry
-from vtc_demo.comparison.matching import MATCHES
+from vtc_demo.comparison.request import MATCHES
 
 from .components import composer
 from .source import Source

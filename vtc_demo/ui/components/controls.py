@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import gradio as gr
 
-from vtc_demo.comparison.matching import MATCHES
+from vtc_demo.comparison.request import MATCHES
 from vtc_demo.core.vocabulary import SITES
 from vtc_demo.evaluation.findings import finding
 from vtc_demo.figures.render import render
@@ -20,7 +20,7 @@ from ..share import fewest
 
 BUDGETS = (32, 64, 128, 192, 288)  # visual tokens; 64, 128 and 192 are those of the papers' tables
 
-# What can be made equal, in the order of `matching.MATCHES`: label, and what it means.
+# What can be made equal, in the order of `request.MATCHES`: label, and what it means.
 WAYS = {
     "final tokens": ("equal tokens", "Every method ends with this many visual tokens."),
     "equivalent tokens": ("equal average", "Every method has this many visual tokens on average over the layers."),
