@@ -10,11 +10,19 @@ in the prefill and everything in a decode step. Where the visual tokens stand in
 span, rows with line breaks between them, tiles of one picture, or several pictures.
 """
 
-from .answer import MAX_NEW_TOKENS, Event, check_length, first_turn, run, stream, warm_up
+from .answer import MAX_NEW_TOKENS, PassEvent, check_length, first_turn, run, stream, warm_up
 from .cancel import Cancel, Stopped
 from .forward import ForwardPass
 
 __all__ = [
-    "MAX_NEW_TOKENS", "Cancel", "Event", "ForwardPass", "Stopped", "check_length", "first_turn", "run", "stream",
+    "MAX_NEW_TOKENS",
+    "Cancel",
+    "ForwardPass",
+    "PassEvent",
+    "Stopped",
+    "check_length",
+    "first_turn",
+    "run",
+    "stream",
     "warm_up",
 ]  # fmt: skip

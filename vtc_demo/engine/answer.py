@@ -25,7 +25,7 @@ from .vision import encode, project
 MAX_NEW_TOKENS = 1024
 
 
-class Event(NamedTuple):
+class PassEvent(NamedTuple):
     """kind: "stage" (data: its name), "token" (data: the answer so far) or "run" (data: Run)."""
 
     kind: str
@@ -51,7 +51,7 @@ def stream(
     ignore_eos: bool = False,
     tiles: str = "global",
     cancel: Cancel | None = None,
-) -> Generator[Event, None, None]:
+) -> Generator[PassEvent, None, None]:
     """Answer a question, as a stream of events that ends with the Run. Closing the generator stops the work.
 
     image: anything `load_rgb` takes, a list of such for several pictures, or `Pictures` that are open already. seed:
@@ -69,17 +69,17 @@ def stream(
 
 def first_turn(
     work: ForwardPass, pictures: Pictures, question: str, max_new_tokens: int, ignore_eos: bool = False
-) -> Iterator[Event]:
+) -> Iterator[PassEvent]:
     """The events of `stream`."""
     vlm, watch = work.vlm, work.watch
-    yield from watch.pause(Event("stage", "preprocess"))
+    yield from watch.pause(PassEvent("stage", "preprocess"))
     encoded = work.recall(pictures.key)
     shared = encoded is not None
     if encoded is None:
         watch.enter("preprocess")
         inputs, seconds = prepared(vlm, pictures, work.side)
         watch.add("preprocess", seconds)
-        yield from watch.pause(Event("stage", "vision"))
+        yield from watch.pause(PassEvent("stage", "vision"))
         watch.enter("vision")
         encoded = encode(work, inputs)
         watch.enter(None)
@@ -90,15 +90,15 @@ def first_turn(
     prompt = vlm.prompt(question, encoded.layout)
     asked = work.question(question, prompt)
 
-    yield from watch.pause(Event("stage", "projector"))
+    yield from watch.pause(PassEvent("stage", "projector"))
     watch.enter("projector")
     projected = project(work, encoded, asked)
 
-    yield from watch.pause(Event("stage", "prefill"))
+    yield from watch.pause(PassEvent("stage", "prefill"))
     watch.enter("prefill")
     prefilled = prefill(work, prompt, projected, asked)
     ids = yield from decode(work, prefilled, prefilled.token, max_new_tokens, ignore_eos)
-    yield Event("run", work.result(encoded, prefilled, ids, shared))
+    yield PassEvent("run", work.result(encoded, prefilled, ids, shared))
 
 
 def prepared(vlm: VLM, pictures: Pictures, side: int | None = None) -> tuple[Inputs, float]:
@@ -115,19 +115,19 @@ def prepared(vlm: VLM, pictures: Pictures, side: int | None = None) -> tuple[Inp
 
 def decode(
     work: ForwardPass, prefilled: Prefilled, token: Tensor, max_new_tokens: int, ignore_eos: bool = False
-) -> Generator[Event, None, list[int]]:
+) -> Generator[PassEvent, None, list[int]]:
     """One event per token from `token` [1] on, then (as the generator's value) the ids of the answer."""
     vlm, watch = work.vlm, work.watch
     ids = token.tolist()
-    yield from watch.pause(Event("token", vlm.answer_text(ids)))
+    yield from watch.pause(PassEvent("token", vlm.answer_text(ids)))
 
-    yield from watch.pause(Event("stage", "decode"))
+    yield from watch.pause(PassEvent("stage", "decode"))
     while len(ids) < max_new_tokens and (ignore_eos or ids[-1] not in vlm.eos_ids):
         work.cancel.look()
         watch.enter("decode")
         token = step(work, prefilled, token)
         ids += token.tolist()  # the one wait for the device in a step
-        yield from watch.pause(Event("token", vlm.answer_text(ids)))
+        yield from watch.pause(PassEvent("token", vlm.answer_text(ids)))
     watch.enter(None)
     work.prefilled, work.said = prefilled, ids
     return ids

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .language import Prefilled
 
 
-class Held(NamedTuple):
+class CachedTokens(NamedTuple):
     """What a layer's cache holds of the prompt: which of the visual tokens, their places in it, those of all others."""
 
     tokens: Tensor
@@ -137,7 +137,7 @@ def _value_flops(work: ForwardPass, rows: int, keys: int) -> int:
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------
-def edit_cache(cache: DynamicCache, held: list[Held], alive: Tensor, effects: list[Effect]) -> int:
+def edit_cache(cache: DynamicCache, held: list[CachedTokens], alive: Tensor, effects: list[Effect]) -> int:
     """Quantise or zero entries in place. Returns the bytes that quantising spares."""
     spared = 0
     for effect in effects:

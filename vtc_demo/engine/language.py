@@ -14,7 +14,7 @@ from vtc_demo.core.effects import Effect, Redistribute, SizeBias, SparseMLP
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.models.layout import Prompt
 
-from .effects import Held, affected_step, biased, causal, edit_cache, pick, run_layer
+from .effects import CachedTokens, affected_step, biased, causal, edit_cache, pick, run_layer
 from .hooks import Answer
 from .question import Question
 from .state import Sequence
@@ -40,7 +40,7 @@ class Prefilled:
     text_tokens: int
     entered: list[int]
     fed: list[int]
-    held: list[Held]
+    held: list[CachedTokens]
     bias: list[Tensor | None]
     effects: dict[int, list[Effect]]
     spared: int = 0
@@ -111,7 +111,7 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
     cache, entered = out.cache, seq
     for k in backend.layers:
         work.cancel.look()
-        site = Site("llm_layer", k)
+        site, seq = Site("llm_layer", k), seq.to(seq.hidden.device)
         inside = hooks.inside(site)
         effects: list[Effect] = []
         if site in hooks.sites and not inside:
@@ -133,7 +133,7 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
             seq = replace(seq, hidden=seq.hidden.index_add(1, seq.visual, added))
         out.entered.append(len(entered.visual))
         out.fed.append(fed)
-        out.held.append(Held(entered.alive, entered.visual, entered.others))
+        out.held.append(CachedTokens(entered.alive, entered.visual, entered.others))
         out.bias.append(entered.bias)
         out.effects[k] = effects
     out.token = backend.next_token(seq.hidden)
@@ -201,7 +201,7 @@ def evict(work: ForwardPass, prefilled: Prefilled, alive: Tensor, reduction: Red
         layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
         rank = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
         words = len(held.others)
-        prefilled.held[k] = Held(held.tokens[stays], rank[words:], rank[:words])
+        prefilled.held[k] = CachedTokens(held.tokens[stays], rank[words:], rank[:words])
         bias = prefilled.bias[k]
         prefilled.bias[k] = None if bias is None else bias[kept]
 

@@ -135,7 +135,7 @@ class ShapeOnly:
     def embed(self, inputs: Inputs, resized: bool) -> Tower:
         layout = inputs.layout
         members = None if layout.sources is None else layout.sources.cpu()
-        hidden = stand_in(sum(layout.segments), self.spec.vision_width)
+        hidden = arbitrary(sum(layout.segments), self.spec.vision_width)
         return Tower(hidden, layout.segments, members, layout.extra, torch.arange(layout.extra + layout.units))
 
     def tower_layer(self, i: int, tower: Tower) -> Tensor:
@@ -157,10 +157,10 @@ class ShapeOnly:
     # -- projector and decoder ----------------------------------------------------------------------------------------
     def project(self, features: Tensor, layout: Layout) -> Tensor:
         n = len(features) if layout.blend is None else layout.units
-        return stand_in(n, self.spec.hidden)[None]
+        return arbitrary(n, self.spec.hidden)[None]
 
     def words(self, prompt: Prompt) -> Tensor:
-        return stand_in(len(prompt.others), self.spec.hidden)[None]
+        return arbitrary(len(prompt.others), self.spec.hidden)[None]
 
     def positions(self, prompt: Prompt, layout: Layout) -> tuple[None, int]:
         return None, 0
@@ -183,7 +183,7 @@ class ShapeOnly:
         return hidden
 
     def attention_output(self, k: int, weights: Tensor, values: Tensor) -> Tensor:
-        return stand_in(weights.shape[1], self.spec.hidden)
+        return arbitrary(weights.shape[1], self.spec.hidden)
 
     def probe(self, k: int, entered: Sequence, cached: Tensor | None = None) -> DecoderProbe:
         return DecoderRows(self.spec, entered.hidden.shape[1], cached is not None)
@@ -230,11 +230,11 @@ class DecoderRows(DecoderProbe):
     def __init__(self, spec: cost.ModelSpec, n: int, ran: bool):
         shapes = SimpleNamespace(head_dim=spec.head_dim, config=SimpleNamespace(num_attention_heads=spec.heads))
         for which, heads in (("q", spec.heads), ("k", spec.kv_heads)):
-            setattr(shapes, f"{which}_proj", lambda x, width=heads * spec.head_dim: stand_in(len(x), width))
+            setattr(shapes, f"{which}_proj", lambda x, width=heads * spec.head_dim: arbitrary(len(x), width))
         layer = SimpleNamespace(self_attn=shapes, input_layernorm=lambda x: x)
         cached = scores((spec.kv_heads,), n, spec.head_dim) if ran else None
-        no_rope: Any = None  # stand-ins are not turned
-        super().__init__(layer, stand_in(n, spec.hidden), no_rope, cached)
+        no_rope: Any = None  # arbitrary values are not rotated
+        super().__init__(layer, arbitrary(n, spec.hidden), no_rope, cached)
 
     def _rotated(self, projected, rows, which):
         return projected.view(projected.shape[0], -1, self.layer.self_attn.head_dim).transpose(0, 1)
@@ -247,7 +247,7 @@ class DecoderRows(DecoderProbe):
         return self.attention(rows, mean=True)
 
 
-def stand_in(n: int, width: int) -> Tensor:
+def arbitrary(n: int, width: int) -> Tensor:
     """[n, width] without memory of its own for each value."""
     return torch.linspace(0.1, 1.0, n)[:, None].expand(n, width)
 

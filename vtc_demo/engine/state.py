@@ -31,8 +31,8 @@ class Tower:
     hidden [N, C]. segments: lengths of the views; tokens see those of their own view only. members [t, g]: the g tokens
     of the tower that are behind each of the t that a method sees, None: it sees them as they are. extra: how many of
     these come first and are no patch (CLS). anchor [t]: the token at the projector at whose place each stands.
-    details: the adapter's own, such as rotary embeddings. taps: outputs of earlier layers that the decoder gets, too.
-    bias [N]: what is added to the scores of each key (log of a token's size), None: nothing.
+    details: the adapter's own, such as rotary embeddings. deepstack: outputs of earlier layers
+    for the decoder. bias [N]: what is added to the scores of each key (log of a token's size), None: nothing.
     """
 
     hidden: Tensor
@@ -41,7 +41,7 @@ class Tower:
     extra: int
     anchor: Tensor
     details: Any = None
-    taps: tuple[Tensor, ...] = ()
+    deepstack: tuple[Tensor, ...] = ()
     bias: Tensor | None = None
 
     def pick(self, x: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ class Tower:
         extra = int((anchor[: self.extra] < leading).long().cumprod(0).sum()) if self.extra else 0
         if self.members is None:
             hidden = reduction.apply(self.hidden)  # [N, C] -> [m, C]
-            taps = tuple(reduction.apply(tap) for tap in self.taps)
+            deepstack = tuple(reduction.apply(feature) for feature in self.deepstack)
             kept = details(self.details, reduction.anchor)
             bias = None if self.bias is None else self.bias[reduction.anchor]
-            return Tower(hidden, (reduction.m,), None, extra, anchor, kept, taps, bias)
+            return Tower(hidden, (reduction.m,), None, extra, anchor, kept, deepstack, bias)
         unseen = others(self.members.flatten(), len(self.hidden))  # tokens of the tower behind none: they stay
         places = torch.cat([self.members[reduction.anchor].flatten(), unseen])  # [N'] by their old places
         order = places.argsort(stable=True)
@@ -82,7 +82,7 @@ class Tower:
             extra,
             anchor,
             details(self.details, places[order]),
-            tuple(map(moved, self.taps)),
+            tuple(map(moved, self.deepstack)),
             None if self.bias is None else self.bias[places][order],
         )
 
@@ -119,6 +119,22 @@ class Sequence:
         """The visual tokens, [n, D]."""
         return self.hidden[0, self.visual]
 
+    def to(self, device: torch.device) -> Sequence:
+        """With places, positions and the rest on the device of the hidden states, where a model is spread over several."""
+        if self.visual.device == device:
+            return self
+        return replace(
+            self,
+            visual=self.visual.to(device),
+            others=self.others.to(device),
+            alive=self.alive.to(device),
+            anchor=self.anchor.to(device),
+            rope=cut(self.rope, lambda part: part.to(device)),
+            whole=cut(self.whole, lambda part: part.to(device)),
+            deepstack=[d.to(device) for d in self.deepstack],
+            bias=None if self.bias is None else self.bias.to(device),
+        )
+
     def reduce(self, reduction: Reduction, renumber: bool) -> Sequence:
         """With the visual tokens reduced. Positions of dropped tokens stay vacant, or with `renumber` close up."""
         places = torch.cat([self.others, self.visual[reduction.anchor]])  # [o + m]
@@ -146,6 +162,6 @@ class Sequence:
             anchor=self.anchor[reduction.anchor],
             rope=rope,
             length=length,
-            deepstack=[reduction.apply(d.to(hidden.device)) for d in self.deepstack],
+            deepstack=[reduction.apply(d) for d in self.deepstack],
             bias=None if self.bias is None else self.bias[kept],
         )

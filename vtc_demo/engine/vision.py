@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .forward import ForwardPass
 
 
-class Spans(NamedTuple):
+class LayerSpans(NamedTuple):
     """Of one encoder layer that ran: tokens that entered it, tokens through its MLP, and what says who saw whom."""
 
     entered: int
@@ -47,7 +47,7 @@ class Encoded:
     features: Tower
     entered: Tower
     layout: Layout
-    layers: tuple[Spans, ...]
+    layers: tuple[LayerSpans, ...]
     cls: dict[int, ClsRows]
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -85,9 +85,9 @@ def encode(work: ForwardPass, inputs: Inputs) -> Encoded:
             hidden = backend.tower_feed(i, tower)
         else:
             hidden = backend.tower_layer(i, tower)
-        layers.append(Spans(len(entered.hidden), len(tower.hidden), entered.segments, entered.details))
-        taps = (*tower.taps, hidden) if i in backend.deepstack_layers else tower.taps
-        tower = replace(tower, hidden=hidden, taps=taps)
+        layers.append(LayerSpans(len(entered.hidden), len(tower.hidden), entered.segments, entered.details))
+        deepstack = (*tower.deepstack, hidden) if i in backend.deepstack_layers else tower.deepstack
+        tower = replace(tower, hidden=hidden, deepstack=deepstack)
     features = replace(tower, hidden=backend.finish(tower.hidden))
     return Encoded(features, entered, inputs.layout, tuple(layers), cls)
 
@@ -118,7 +118,7 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
         return _connect(work, features)
     hooks, layout = work.hooks, encoded.layout
     state: dict[str, Any] = {"question": question, "recorded": _booked_cls(work, encoded)}
-    anchor, deepstack = tower.anchor, [tower.pick(tap) for tap in tower.taps]
+    anchor, deepstack = tower.anchor, [tower.pick(feature) for feature in tower.deepstack]
     reduction, _ = hooks.ask(
         Site("projector"), features, anchor, extra=tower.extra, **state, **_probes(work, encoded, Site("projector"))
     )

@@ -1,6 +1,6 @@
 """How many tokens a method leaves at every layer of a shape: one pass through the narrow model.
 
-What the method computes itself is counted on stand-ins of the shape's true size, see `engine.shape_only`.
+What the method computes itself is counted at the shape's true size without running it, see `engine.shape_only`.
 """
 
 from __future__ import annotations
