@@ -66,7 +66,13 @@ def test_an_unknown_shape_names_those_there_are():
 
 
 # -- counts ---------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", shapes.catalogue())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("llava-next-7b", "qwen2.5-vl-7b") else ())
+        for name in shapes.catalogue()
+    ],
+)
 def test_plans_by_arithmetic(name):
     shape, text = shapes.pick(name), 20
     n, layers = shape.visual, shape.spec.layers

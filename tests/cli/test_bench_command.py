@@ -9,6 +9,7 @@ from vtc_demo.benchmark import timing
 from vtc_demo.cli import main
 
 
+@pytest.mark.slow
 def test_it_writes_the_record_and_restores_the_threads(model, tmp_path, capsys):
     out, threads = tmp_path / "records" / "bench.json", torch.get_num_threads()
     line = f"bench --model {model} --methods uniform --tokens 64 --new-tokens 2 --warmups 0 --repeats 1"

@@ -1,4 +1,7 @@
-"""Laws of the token algebra over many generated reductions. Weights are quarters, so products are exact in float32."""
+"""Laws of the token algebra over many generated reductions, those that keep nothing among them.
+
+Weights are quarters, so products are exact in float32.
+"""
 
 import torch
 from hypothesis import given
@@ -13,18 +16,18 @@ QUARTER = st.integers(1, 8).map(lambda quarters: quarters / 4)
 
 @st.composite
 def selections(draw, n, m):
-    return Reduction.select(torch.tensor(draw(st.permutations(range(n)))[:m]), n)
+    return Reduction.select(torch.tensor(draw(st.permutations(range(n)))[:m], dtype=torch.long), n)
 
 
 @st.composite
 def merges(draw, n, m):
     """Some of the tokens that do not survive are merged into survivors, the others are dropped."""
     order = draw(st.permutations(range(n)))
-    k = draw(st.integers(0, n - m))
+    k = draw(st.integers(0, n - m)) if m else 0
     return Reduction.merge(
-        torch.tensor(order[:m]),
+        torch.tensor(order[:m], dtype=torch.long),
         torch.tensor(order[m : m + k], dtype=torch.long),
-        torch.tensor(draw(st.lists(st.integers(0, m - 1), min_size=k, max_size=k)), dtype=torch.long),
+        torch.tensor(draw(st.lists(st.integers(0, max(0, m - 1)), min_size=k, max_size=k)), dtype=torch.long),
         n,
         source_weight=torch.tensor(draw(st.lists(QUARTER, min_size=k, max_size=k)), dtype=torch.float32),
         anchor_weight=torch.tensor(draw(st.lists(QUARTER, min_size=m, max_size=m))),
@@ -42,7 +45,9 @@ def mixes(draw, n, m):
 @st.composite
 def reductions(draw, n=None, m=None):
     n = draw(COUNT) if n is None else n
-    m = draw(st.integers(1, n)) if m is None else m
+    m = draw(st.integers(0, n)) if m is None else m
+    if n == 0:
+        return Reduction.identity(0)
     return draw(st.one_of(selections(n, m), merges(n, m), mixes(n, m)))
 
 
@@ -181,3 +186,15 @@ def test_a_trace_accounts_for_every_patch(chain):
     assert sum(fate.counts.values()) == trace.patches
     assert set((fate.status > 0).nonzero().flatten().tolist()) == set().union(*fed)
     assert trace.sizes().tolist() == [len(patches) for patches in fed]
+
+
+@given(reductions())
+def test_after_a_withdrawal_nothing_is_left(r):
+    trace = Trace(grid=(1, r.n), extra=0, llm_layers=3)
+    trace.add(Site("llm_input"), r)
+    trace.add(Site("llm_layer", 1), Reduction.select(torch.empty(0, dtype=torch.long), r.m))
+    assert trace.schedule == [r.m, 0, 0] and trace.sizes().tolist() == []
+    assert trace.fate().counts == {"dropped": r.n, "merged": 0, "kept": 0}
+    assert trace.fate().home.eq(-1).all() and trace.evidence_kept(torch.ones(r.n)) == 0
+    assert trace.product().apply(torch.ones(r.n, 2)).shape == (0, 2)
+    same(trace.product(), Reduction.from_dense(torch.empty(0, r.n), r.anchor[:0], r.soft))

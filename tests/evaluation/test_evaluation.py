@@ -32,6 +32,7 @@ def test_wilson_against_published_values():
     assert wilson(0, 20)[0] == pytest.approx(0) and wilson(0, 20)[1] == pytest.approx(0.1611, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_record_counts_right_answers(folder, monkeypatch):
     vlm = models.load_vlm(str(folder))
     chosen = [registry.resolve("full"), registry.resolve("random@0.1")]

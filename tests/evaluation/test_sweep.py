@@ -165,6 +165,7 @@ def test_a_scene_is_encoded_once_for_the_methods_that_share(vlm, monkeypatch):
     assert counts.pop("full", 0) in (1, 2) and not counts  # one for the scene, one for the warm-up
 
 
+@pytest.mark.slow
 def test_resume_goes_on_where_it_stopped(vlm, passes):
     options = {"tokens": [64], "questions": 8}
     whole = sweep(vlm, ["fastv"], **options)

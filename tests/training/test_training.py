@@ -112,6 +112,7 @@ def test_adamw_part_equals_torch():
     torch.testing.assert_close(mine.bias, theirs.bias)
 
 
+@pytest.mark.slow
 def test_stopping_and_resuming_gives_the_same_weights(tmp_path):
     def train(folder, stops):
         torch.manual_seed(0)
@@ -143,6 +144,7 @@ def stop_at(start, length, at):
     return Interrupted(start, length, 8)
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_both_losses(parts, tmp_path):
     torch.manual_seed(0)
     processor = build.build_processor()
