@@ -120,7 +120,7 @@ class Sequence:
         return self.hidden[0, self.visual]
 
     def to(self, device: torch.device) -> Sequence:
-        """With places, positions and the rest on the device of the hidden states, where a model is spread over several."""
+        """With places and positions on the device of the hidden states, where a model is spread over several."""
         if self.visual.device == device:
             return self
         return replace(
