@@ -6,6 +6,7 @@ import pytest
 import tiny
 
 import vtc_demo as vtc
+from vtc_demo import engine
 from vtc_demo.comparison import Request, Settings
 from vtc_demo.comparison.request import shown
 from vtc_demo.core import images
@@ -75,3 +76,27 @@ def test_a_click_opens_hashes_and_prepares_a_picture_once(vlm, tmp_path, monkeyp
     events = list(serve.streamer(vlm)(tmp_path / "new.png", tiny.QUESTION, COLUMNS, options))
     assert [kind for kind, *_ in events].count("run") == len(COLUMNS)
     assert counts == {"opened": 1, "hashed": 1, "prepared": 1, "encoded": 1}
+
+
+def test_a_press_ends_the_work_between_two_layers(vlm):
+    cancel, layers = engine.Cancel(), []
+
+    def ran(*_):
+        layers.append(1)
+        if len(layers) == 2:
+            cancel.press()
+
+    handles = [layer.register_forward_hook(ran) for layer in vlm.model.model.language_model.layers]
+    try:
+        with pytest.raises(engine.Stopped):
+            list(serve.streamer(vlm)(tiny.image(), tiny.QUESTION, COLUMNS, {}, cancel))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert len(layers) == 2
+    assert vtc.run(vlm, tiny.image(), tiny.QUESTION).answer == vtc.run(tiny.vlm(), tiny.image(), tiny.QUESTION).answer
+
+
+def test_a_deadline_ends_the_work(vlm):
+    with pytest.raises(engine.Stopped, match="stopped after 0 seconds"):
+        engine.run(vlm, tiny.image(), tiny.QUESTION, vtc.methods.Full(), cancel=engine.Cancel(seconds=0))

@@ -7,7 +7,7 @@ from runs import reduced, run
 
 from vtc_demo import registry
 from vtc_demo.ui.components import cards, controls, strip, summary
-from vtc_demo.ui.running import Cancel, sentence
+from vtc_demo.ui.running import StopButton, sentence
 from vtc_demo.ui.tabs import compare
 
 
@@ -98,7 +98,7 @@ def test_hostile_text_is_escaped_everywhere(reduced):
 
 
 def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
-    def stream(image, question, chosen, options):
+    def stream(image, question, chosen, options, cancel):
         yield "start", None, [m["method"] for m in chosen]
         yield "stage", 0, {"stage": "vision"}
         raise RuntimeError("secret detail")
@@ -106,7 +106,7 @@ def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
     tab = compare.Compare(stream, 576, small_world=True)
     heads = [{"method": "random", "own": False, "tokens": 64, "params": {}, "on": on} for on in (True, False, False)]
     asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"})
-    *_, last = tab.answer(*asked, Cancel(), 1.0, *heads)
+    *_, last = tab.answer(*asked, StopButton(), 1.0, *heads)
     assert "Try again" in last[0] and "secret" not in "".join(map(str, last))
     assert all("no answer" in card for card in last[2:4])
     assert isinstance(last[4], dict) and isinstance(last[5], dict)  # the columns that are off are left alone
@@ -115,12 +115,12 @@ def test_a_failing_engine_gives_a_message_and_no_card_waits_on():
 def test_a_pressed_cancel_ends_the_running_request_and_the_waiting_one():
     seen = []
 
-    def stream(image, question, chosen, options):
+    def stream(image, question, chosen, options, cancel):
         for stage in ("vision", "prefill", "decode"):
             seen.append(stage)
             yield "stage", 0, {"stage": stage}
 
-    tab, cancel = compare.Compare(stream, 576, small_world=True), Cancel()
+    tab, cancel = compare.Compare(stream, 576, small_world=True), StopButton()
     asked = (compare.Source.of(0), "How many objects are there?", {"tokens": 64, "match": "flops"}, cancel)
     running = tab.answer(*asked, 0.25)
     next(running)

@@ -14,7 +14,7 @@ from vtc_demo.figures import lab as figures_lab
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
-from vtc_demo.ui.running import FAILED, Cancel
+from vtc_demo.ui.running import FAILED, StopButton
 from vtc_demo.ui.tabs import lab as tab
 
 expect.set_options(timeout=90_000)
@@ -174,7 +174,7 @@ def test_shares_become_tokens_of_the_shape(board):
 
 @pytest.mark.parametrize("change", BAD.values(), ids=BAD)
 def test_what_the_page_would_not_send_is_refused_in_words(board, change):
-    (update,) = list(board.measure(tab.CHOSEN | change, Cancel(), 0.5))
+    (update,) = list(board.measure(tab.CHOSEN | change, StopButton(), 0.5))
     assert "vtc-problem" in update[0] and "Something went wrong" not in update[0]
     assert "vtc-note" in board.remark(tab.CHOSEN | change)
 
@@ -184,12 +184,12 @@ def test_a_failure_is_no_traceback(monkeypatch):
         raise RuntimeError("secret path")
         yield
 
-    *_, last = tab.Lab(broken).measure(tab.CHOSEN, Cancel(), 0.5)
+    *_, last = tab.Lab(broken).measure(tab.CHOSEN, StopButton(), 0.5)
     assert FAILED in last[0] and "secret" not in last[0]
 
 
 def test_stop_ends_a_run_between_two_steps_and_one_that_waits(record):
-    closed, cancel = [], Cancel()
+    closed, cancel = [], StopButton()
 
     def endless(settings):
         try:

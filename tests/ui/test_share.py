@@ -118,7 +118,7 @@ def vlm():
 
 def taken(vlm, source, question, budget, heads):
     tab = compare.Compare(serve.streamer(vlm), TOTAL, True)
-    *_, last = tab.answer(source, question, budget, compare.Cancel(), 1.0, *heads)
+    *_, last = tab.answer(source, question, budget, compare.StopButton(), 1.0, *heads)
     return last[1]
 
 

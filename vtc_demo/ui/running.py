@@ -6,10 +6,12 @@ import logging
 import random
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import gradio as gr
+
+from vtc_demo.engine import Cancel, Stopped
 
 from .components import status
 
@@ -30,23 +32,30 @@ Update = Any  # what a handler yields: one value per output
 
 
 @dataclass
-class Cancel:
+class StopButton:
     """Between the Stop button and the requests of one visitor: how often it was pressed, and at which request.
 
-    A request looks at it between two steps. Cancelling the event instead can lose the visitor's next click: the browser
-    then waits for the end of an event that is gone.
+    A request looks at it between two steps, its pass of the model (`work`) between two layers. Cancelling the event
+    instead can lose the visitor's next click: the browser then waits for the end of an event that is gone.
     """
 
     presses: int = 0
     request: float | None = None
+    work: Cancel = field(default_factory=Cancel)
 
     def press(self, request: float) -> None:
         self.presses, self.request = self.presses + 1, request
+        self.work.press()
+
+    def begin(self) -> Cancel:
+        """Of the pass that begins now."""
+        self.work = Cancel()
+        return self.work
 
 
 def follow(
     updates: Generator[Update, None, None],
-    cancel: Cancel,
+    cancel: StopButton,
     request: float,
     *,
     nothing: Update,
@@ -71,6 +80,8 @@ def follow(
                         yield stopped()
                     return
                 yield update
+    except Stopped:
+        yield stopped() if stopped else nothing
     except ValueError as error:
         yield problem(sentence(error))
     except Exception:
@@ -80,7 +91,7 @@ def follow(
 
 def measure(
     updates: Generator[tuple[Any, dict | None], None, None],
-    cancel: Cancel,
+    cancel: StopButton,
     request: float,
     shown: dict | None,
     *,

@@ -13,6 +13,7 @@ from gradio.context import LocalContext
 
 from vtc_demo import models, registry, world
 from vtc_demo.comparison import Request, stream
+from vtc_demo.engine import Cancel
 from vtc_demo.evaluation.findings import finding
 
 ZERO_GPU = os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
@@ -76,23 +77,23 @@ def gpu(function: Callable, seconds: int = GPU_SECONDS) -> Callable:
 def streamer(vlm) -> Callable[..., Iterator[tuple[str, int | None, Any]]]:
     """The one function that runs the model: (image, question, methods[, options]) -> (kind, column, data), plain data.
 
-    options: `comparison.Settings`, by name. Kinds are those of its events; a Run and a Comparison
-    arrive as their dicts. Bad input raises ValueError.
+    options: `comparison.Settings`, by name. cancel: ends the work between two layers. Kinds are those of the events of
+    `comparison.stream`; a Run and a Comparison arrive as their dicts. Bad input raises ValueError.
     """
 
-    def run(request: Request) -> Iterator[tuple[str, int | None, Any]]:
-        for event in stream(vlm, request):
+    def run(request: Request, cancel: Cancel | None) -> Iterator[tuple[str, int | None, Any]]:
+        for event in stream(vlm, request, cancel):
             data = event.data.to_dict() if event.kind in ("run", "done") else event.data
             yield event.kind, event.index, data
 
     leased = gpu(run)
 
-    def events(image, question: str, chosen: list, options: dict | None = None):
+    def events(image, question: str, chosen: list, options: dict | None = None, cancel: Cancel | None = None):
         if not 1 <= len(chosen) <= MAX_METHODS:
             raise ValueError(f"{len(chosen)} methods were given; compare 1 to {MAX_METHODS} at a time")
         request = Request.parse(vlm, image, question, chosen, **(options or {}))
         stream(vlm, request)  # bad input is told before a GPU is asked for; nothing has run yet
-        yield from leased(request)
+        yield from leased(request, None if ZERO_GPU else cancel)  # a press does not reach another process
 
     return events
 

@@ -16,7 +16,7 @@ from .. import export, share
 from ..components import cards, composer, controls, strip
 from ..components.preview import preview
 from ..results import Results
-from ..running import MODEL, NEXT, QUIET, Cancel, follow, sentence
+from ..running import MODEL, NEXT, QUIET, StopButton, follow, sentence
 from ..share import View
 from ..source import Source
 
@@ -60,7 +60,7 @@ class Compare:
             specs.append(spec)
         return columns, specs, options
 
-    def answer(self, source: Source, question: str, budget: dict, cancel: Cancel, request: float, *heads: dict):
+    def answer(self, source: Source, question: str, budget: dict, cancel: StopButton, request: float, *heads: dict):
         """The one handler that runs the model: yields the strip, what can be exported, and the four cards."""
         view = View(source, question, budget["tokens"], budget["match"], [h for h in heads if h.get("on", True)])
         results = Results(view, self.hues)
@@ -70,16 +70,17 @@ class Compare:
             given_up = (cards.failed("no answer", results.picture) if c in left else gr.skip() for c in range(4))
             return strip.problem(text), gr.skip(), *given_up
 
-        updates = self._updates(results, list(heads))
+        updates = self._updates(results, list(heads), cancel)
         yield from follow(updates, cancel, request, nothing=NOTHING, problem=problem, retry=RETRY)
 
-    def _updates(self, results: Results, heads: list[dict]):
+    def _updates(self, results: Results, heads: list[dict], cancel: StopButton):
         """One update per event, empty while a quick model is at work, so that Stop is looked at."""
         results.columns, specs, options = self.specs(results.view, heads)
         began, waiting = time.monotonic(), self.seconds >= QUICK
         if waiting:
             yield strip.waiting(results.question), None, *map(results.card, range(4))
-        for kind, index, data in self.stream(results.source.image, results.question, specs, options):
+        asked = results.source.image, results.question, specs, options
+        for kind, index, data in self.stream(*asked, cancel.begin()):
             results.add(kind, index, data)
             if kind == "done":  # drawn again, now on one scale and against the full model wherever that stands
                 self.seconds = time.monotonic() - began
@@ -101,7 +102,7 @@ class Compare:
     def first(self, source: Source, question: str, heads: list[dict]) -> list:
         """Strip, export and cards of the first view, really computed."""
         shown, budget = ["", None, "", "", "", ""], {"tokens": TOKENS, "match": share.MATCHES[0]}
-        for update in self.answer(source, question, budget, Cancel(), 0.0, *heads):
+        for update in self.answer(source, question, budget, StopButton(), 0.0, *heads):
             shown = [old if isinstance(new, dict) and "__type__" in new else new for old, new in zip(shown, update)]
         return shown
 
@@ -159,7 +160,7 @@ class Compare:
         source = Source.of(SCENES[0])
         asked = source.suggestions()
         self.asked = asked[0]
-        state, cancel, finished = gr.State(source), gr.State(Cancel()), gr.State(None)
+        state, cancel, finished = gr.State(source), gr.State(StopButton()), gr.State(None)
         go = gr.Number(0, visible="hidden", elem_id="vtc-go")
         with gr.Row(elem_classes="vtc-page"):
             with gr.Column(elem_classes="vtc-rail"):
@@ -228,7 +229,7 @@ class Compare:
         return controls.head(column + 1, known[(column - 1) % len(known)], self.cards, self.hues, entries)
 
 
-def _stop(cancel: Cancel, request: float) -> str:
+def _stop(cancel: StopButton, request: float) -> str:
     cancel.press(request)
     return strip.stopped()
 

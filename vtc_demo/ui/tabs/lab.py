@@ -24,7 +24,7 @@ from vtc_demo.figures.render import render
 
 from .. import serve
 from ..components import controls, status
-from ..running import MODEL, NEXT, QUIET, Cancel, measure, only, sentence
+from ..running import MODEL, NEXT, QUIET, StopButton, measure, only, sentence
 
 RECORDS = MEASUREMENTS
 BATCHES, PROMPTS = (1, 8, 32, 128), (1, 8, 32)
@@ -94,7 +94,7 @@ class Lab:
         }  # fmt: skip
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict, cancel: Cancel, request: float, shown: dict | None = None):
+    def measure(self, plan: dict, cancel: StopButton, request: float, shown: dict | None = None):
         """Measures: yields (status, record, a number that starts the drawing)."""
         yield from measure(self._updates(plan), cancel, request, shown, stopped=stopped, retry=RETRY)
 
@@ -146,7 +146,7 @@ class Lab:
     def build(self) -> None:
         first = next(iter(self.recorded), None)
         shown = self.recorded.get(first)
-        record, cancel, text = gr.State(shown), gr.State(Cancel()), gr.Textbox("", visible="hidden")
+        record, cancel, text = gr.State(shown), gr.State(StopButton()), gr.Textbox("", visible="hidden")
         drawing, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         # The choices look like those of the Sweep tab, whose stylesheet serves both.
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep", "vtc-lab"]):
@@ -269,7 +269,7 @@ def running(stage: str, share: float) -> str:
     return status.running(stage[:1].upper() + stage[1:], bar="progress", now=round(percent), most=100, percent=percent)
 
 
-def stop_run(cancel: Cancel, request: float, record: dict | None) -> str:
+def stop_run(cancel: StopButton, request: float, record: dict | None) -> str:
     cancel.press(request)
     return stopped(record)
 

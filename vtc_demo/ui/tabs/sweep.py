@@ -18,7 +18,7 @@ from vtc_demo.figures.render import render
 
 from .. import serve
 from ..components import controls, status
-from ..running import MODEL, NEXT, QUIET, Cancel, measure, sentence
+from ..running import MODEL, NEXT, QUIET, StopButton, measure, sentence
 
 RECORD = MEASUREMENTS / "embedded_sweep.json"
 TOKENS = (16, 32, 64, 128, 192, 288)
@@ -93,7 +93,7 @@ class Sweep:
         return {*sweep.BASELINES, *(m for m in chosen if isinstance(m, str))} if isinstance(chosen, list) else set()
 
     # -- answering ------------------------------------------------------------------------------------------------
-    def measure(self, plan: dict, cancel: Cancel, request: float, shown: dict | None = None):
+    def measure(self, plan: dict, cancel: StopButton, request: float, shown: dict | None = None):
         """Runs the model: yields (status, record, a number that starts the drawing) as results arrive."""
         yield from measure(self._updates(plan), cancel, request, shown, stopped=stopped, retry=RETRY)
 
@@ -141,7 +141,7 @@ class Sweep:
 
     # -- the tab --------------------------------------------------------------------------------------------------
     def build(self) -> None:
-        record, cancel = gr.State(self.recorded), gr.State(Cancel())
+        record, cancel = gr.State(self.recorded), gr.State(StopButton())
         drawn, go = gr.Number(0, visible="hidden"), gr.Number(0, visible="hidden")
         text = gr.Textbox("", visible="hidden")
         with gr.Row(elem_classes=["vtc-page", "vtc-sweep"]):
@@ -251,7 +251,7 @@ def _duration(seconds: float) -> str:
     return f"{max(1, round(seconds))} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
-def stop_run(cancel: Cancel, request: float, record: dict | None) -> str:
+def stop_run(cancel: StopButton, request: float, record: dict | None) -> str:
     cancel.press(request)
     return stopped(record)
 
