@@ -57,7 +57,6 @@ def test_slides_are_up_to_date_and_ask_for_nothing_outside(lesson):
     assert not re.search(r"""\b(src|srcset|action)=(?!["']?data:)|<link|@import|url\(|\bfetch\(""", page)
 
 
-@pytest.mark.browser
 @each
 def test_slides_in_a_browser(lesson, chromium):
     page = chromium.new_page()

@@ -155,7 +155,6 @@ def counted(**wanted):
     )
 
 
-@pytest.mark.browser
 def test_the_tab_opens_filled_with_what_runs_here_first(page):
     expect(shown(page)).to_have_count(96)
     runs = sum(map(bool, HERE.values()))
@@ -165,7 +164,6 @@ def test_the_tab_opens_filled_with_what_runs_here_first(page):
     assert page.locator(".months i").count() == 96
 
 
-@pytest.mark.browser
 def test_search_is_instant_and_asks_nobody(page):
     asked = []
     page.on("request", lambda r: asked.append(r.url))
@@ -184,7 +182,6 @@ def test_search_is_instant_and_asks_nobody(page):
     assert [u for u in asked[before:] if "heartbeat" not in u] == []
 
 
-@pytest.mark.browser
 def test_filters_combine_and_stay_in_the_address(page, url):
     page.locator("[data-filter=family]").select_option("merging")
     expect(shown(page)).to_have_count(counted(family="merging"))
@@ -199,7 +196,6 @@ def test_filters_combine_and_stay_in_the_address(page, url):
     assert page.locator("[data-filter=year]").input_value() == "2024"
 
 
-@pytest.mark.browser
 def test_the_map_filters_the_table(page):
     cell = page.get_by_role(
         "button", name=f"learned queries, projector: {counted(family='learned queries', site='projector')}"
@@ -216,7 +212,6 @@ def test_the_map_filters_the_table(page):
     expect(page.locator(".months i:not(.off)")).to_have_count(96)  # where else there would be something
 
 
-@pytest.mark.browser
 def test_a_row_tells_all_and_links_leave_in_a_new_tab(page):
     page.get_by_role("button", name="MustDrop", exact=True).click()
     row = page.locator(".paper", has=page.locator("#atlas-mustdrop"))
@@ -231,7 +226,6 @@ def test_a_row_tells_all_and_links_leave_in_a_new_tab(page):
     expect(row.get_by_text(PAPERS["mustdrop"].claim)).to_be_hidden()  # one is open at a time
 
 
-@pytest.mark.browser
 def test_try_it_opens_compare_with_the_method(page, url):
     page.get_by_role("button", name="FiCoCo", exact=True).click()
     more = page.locator("#atlas-ficoco")
@@ -246,7 +240,6 @@ def test_try_it_opens_compare_with_the_method(page, url):
     expect(page.get_by_label("Method of column 2")).to_have_value("ficoco-l")
 
 
-@pytest.mark.browser
 def test_keyboard_alone(page):
     assert page.locator(".cross button[tabindex='0']").count() == 1  # one stop for the whole map
     page.locator(".cross button[tabindex='0']").focus()
@@ -263,7 +256,6 @@ def test_keyboard_alone(page):
     expect(shown(page).first).to_have_attribute("aria-expanded", "true")
 
 
-@pytest.mark.browser
 def test_columns_sort(page):
     page.locator(".heads").get_by_role("button", name="Paper").click()
     names = shown(page).all_inner_texts()
@@ -274,7 +266,6 @@ def test_columns_sort(page):
     expect(page.locator(".heads [aria-sort=descending]")).to_have_text("When")
 
 
-@pytest.mark.browser
 @pytest.mark.parametrize("width", [390, 800])
 def test_narrow_pages_have_no_sideways_scroll(url, chromium, width):
     with watched(chromium, url, width, 844, "light") as page:

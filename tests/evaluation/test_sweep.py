@@ -375,7 +375,6 @@ def curves(page):
     return page.locator("#vtc-sweep-plot .legendtext").all_text_contents()
 
 
-@pytest.mark.browser
 def test_first_view_is_the_recorded_sweep(page, shipped):
     status = page.locator("#vtc-sweep-status").inner_text()
     assert f"{shipped['questions']} held-out questions" in status and shipped["environment"]["date"][:10] in status
@@ -388,7 +387,6 @@ def test_first_view_is_the_recorded_sweep(page, shipped):
     page.locator(".vtc-table:has-text('FiCoCo-VL')").wait_for()
 
 
-@pytest.mark.browser
 def test_axes_follow_the_last_of_several_quick_choices(page):
     for name, choice in (("measure", "evidence"), ("kind", "reading"), ("cost", "ttft_ms")):
         page.locator(f"[data-axis={name}]").select_option(choice)
@@ -397,7 +395,6 @@ def test_axes_follow_the_last_of_several_quick_choices(page):
     page.locator(".vtc-table caption", has_text="on reading questions").wait_for()
 
 
-@pytest.mark.browser
 def test_run_and_downloads(page, tmp_path):
     page.locator("[data-pick=none]").click()
     page.locator(".tick", has_text=re.compile("^192$")).click()
@@ -414,7 +411,6 @@ def test_run_and_downloads(page, tmp_path):
     assert (tmp_path / "sweep.csv").read_text() == records.to_csv(record)
 
 
-@pytest.mark.browser
 def test_stop_stops_the_work_and_frees_the_model(page, passes):
     page.locator("[data-pick=all]").click()
     page.locator(".scenes input").fill("200")
@@ -437,7 +433,6 @@ def test_stop_stops_the_work_and_frees_the_model(page, passes):
     page.locator(".vtc-said .time", has_text="FLOPs").first.wait_for()
 
 
-@pytest.mark.browser
 def test_colours_follow_the_theme_and_the_phone_has_no_sideways_scroll(page):
     ink = "() => getComputedStyle(document.querySelector('#vtc-sweep-plot .xtick text')).fill"
     dark = page.evaluate(ink)

@@ -59,7 +59,6 @@ def test_the_snippet_runs(url, capsys):
     assert re.search(r"^\['[^']*', '[^']*'\]$", capsys.readouterr().out, re.M)
 
 
-@pytest.mark.browser
 def test_the_tab_in_a_browser(url, chromium, tmp_path):
     with watched(chromium, url) as page:
         page.goto(url)

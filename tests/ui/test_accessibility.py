@@ -27,7 +27,6 @@ def start(page, url):
     page.wait_for_selector(".vtc-mask")
 
 
-@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_no_grave_finding_on_any_tab(chromium, url, scheme):
     with watched(chromium, url, scheme=scheme) as page:
@@ -43,7 +42,6 @@ def test_no_grave_finding_on_any_tab(chromium, url, scheme):
             assert findings(page) == [], f"{name}, {scheme}"
 
 
-@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["dark", "light"])
 def test_no_grave_finding_in_settings_tips_and_dialogs(chromium, url, scheme):
     with watched(chromium, url, scheme=scheme) as page:
@@ -66,7 +64,6 @@ def test_no_grave_finding_in_settings_tips_and_dialogs(chromium, url, scheme):
         assert findings(page) == []
 
 
-@pytest.mark.browser
 def test_the_page_can_be_walked_by_keyboard(chromium, url):
     """Tab reaches the picture, the question, the budget, Compare, each column's method and mask, and the exports."""
     with watched(chromium, url) as page:

@@ -102,7 +102,6 @@ def tokens(page, column):
     return page.locator(f".vtc-col-{column} .vtc-figures dd").first
 
 
-@pytest.mark.browser
 def test_first_view_is_filled(page):
     assert page.locator(".vtc-mask").count() == 4
     assert "576" in page.locator(".vtc-said .what").inner_text()
@@ -111,7 +110,6 @@ def test_first_view_is_filled(page):
     assert "Embedded VLM" in page.locator(".vtc-top").inner_text()
 
 
-@pytest.mark.browser
 def test_a_suggested_question_runs(page):
     chip = page.locator(".chips button").nth(1)
     text = chip.inner_text()
@@ -121,7 +119,6 @@ def test_a_suggested_question_runs(page):
     assert page.locator("#vtc-question textarea").input_value() == text
 
 
-@pytest.mark.browser
 def test_scene_budget_and_column_change_the_results(page):
     before = page.locator("#vtc-preview img").get_attribute("src")
     page.get_by_label("scene 3").click()
@@ -137,7 +134,6 @@ def test_scene_budget_and_column_change_the_results(page):
     expect(page.locator(".vtc-mask:visible")).to_have_count(4)
 
 
-@pytest.mark.browser
 def test_settings_of_a_column_are_its_hyper_parameters(page):
     page.get_by_label("Method of column 3").select_option("fastv")
     page.get_by_label("Settings of column 3").click()
@@ -164,7 +160,6 @@ def slow(monkeypatch):
     monkeypatch.setattr(ui.tabs.compare.Compare, "_updates", lingering)
 
 
-@pytest.mark.browser
 def test_a_slow_comparison_shows_progress_and_stops(page, slow):
     page.locator("#vtc-compare").click()
     expect(page.locator(".is-running").first).to_be_visible()
@@ -180,7 +175,6 @@ def test_a_slow_comparison_shows_progress_and_stops(page, slow):
     expect(tokens(page, 1)).to_have_text("32/576")
 
 
-@pytest.mark.browser
 def test_a_quick_comparison_keeps_its_cards_until_the_new_ones_are_there(page, monkeypatch):
     monkeypatch.setattr(ui.tabs.compare, "QUICK", 1000.0)
     page.evaluate("""() => {
@@ -193,7 +187,6 @@ def test_a_quick_comparison_keeps_its_cards_until_the_new_ones_are_there(page, m
     assert page.evaluate("window.empty") == 0
 
 
-@pytest.mark.browser
 def test_site_slider_by_keyboard_and_patch_by_pointer(page):
     card = page.locator(".vtc-col-1 .vtc-body")
     slider, svg = card.get_by_label("Place in the pass"), card.locator(".vtc-mask")
@@ -210,7 +203,6 @@ def test_site_slider_by_keyboard_and_patch_by_pointer(page):
     assert "dropped at" in card.locator(".vtc-tip").inner_text()
 
 
-@pytest.mark.browser
 def test_a_patch_tells_its_fate_by_keyboard_on_every_card(page):
     page.get_by_label("Method of column 2").select_option("visionzip")
     expect(page.locator(".vtc-col-1 .vtc-counts")).to_contain_text("merged")
@@ -230,7 +222,6 @@ def test_a_patch_tells_its_fate_by_keyboard_on_every_card(page):
     assert page.locator(".vtc-tip.on").count() == 0
 
 
-@pytest.mark.browser
 def test_evidence_follows_the_slider_and_can_be_hidden(page):
     card = page.locator(".vtc-col-3 .vtc-body")
     site = card.locator(".vtc-mask").evaluate("s => JSON.parse(s.dataset.mask).sites.at(-1)")
@@ -251,7 +242,6 @@ def test_evidence_follows_the_slider_and_can_be_hidden(page):
     expect(page.locator(".vtc-evidence").first).to_be_visible()
 
 
-@pytest.mark.browser
 def test_hostile_text_is_shown_as_text(page):
     page.on("dialog", lambda d: pytest.fail("script ran"))
     page.locator("#vtc-question textarea").fill(EVIL)
@@ -264,7 +254,6 @@ def test_hostile_text_is_shown_as_text(page):
     page.locator(ANSWERED).wait_for()
 
 
-@pytest.mark.browser
 def test_hostile_model_output_and_refusals_are_shown_as_text(page, monkeypatch):
     page.on("dialog", lambda d: pytest.fail("script ran"))
     add = ui.tabs.compare.Results.add
@@ -282,7 +271,6 @@ def test_hostile_model_output_and_refusals_are_shown_as_text(page, monkeypatch):
     assert page.locator("img[src=x]").count() == 0
 
 
-@pytest.mark.browser
 def test_a_hostile_file_name_is_shown_as_text(page, tmp_path):
     page.on("dialog", lambda d: pytest.fail("script ran"))
     file = {"name": f"{EVIL}.png", "mimeType": "image/png", "buffer": b"no picture"}
@@ -291,7 +279,6 @@ def test_a_hostile_file_name_is_shown_as_text(page, tmp_path):
     assert page.locator("img[src=x]").count() == 0
 
 
-@pytest.mark.browser
 def test_more_questions_wait_behind_a_button(page):
     page.locator("[data-seed='5']").click()
     more = page.locator(".chips .more")
@@ -303,7 +290,6 @@ def test_more_questions_wait_behind_a_button(page):
     assert page.evaluate("document.activeElement.parentElement.className") == "chips"
 
 
-@pytest.mark.browser
 def test_columns_come_and_go_on_a_phone(page):
     page.set_viewport_size({"width": 390, "height": 844})
     page.get_by_label("Remove column 4").click()
@@ -315,7 +301,6 @@ def test_columns_come_and_go_on_a_phone(page):
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
-@pytest.mark.browser
 def test_upload_runs_without_truth_and_a_bad_file_is_refused(page, tmp_path):
     Image.radial_gradient("L").resize((640, 400)).save(tmp_path / "own.png")
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
@@ -331,7 +316,6 @@ def test_upload_runs_without_truth_and_a_bad_file_is_refused(page, tmp_path):
     page.locator(ANSWERED).wait_for()
 
 
-@pytest.mark.browser
 def test_light_and_dark(page):
     colour = "() => getComputedStyle(document.querySelector('.vtc-col')).backgroundColor"
     dark = page.evaluate(colour)
@@ -342,7 +326,6 @@ def test_light_and_dark(page):
     assert page.evaluate(colour) != dark
 
 
-@pytest.mark.browser
 def test_phone_has_no_sideways_scroll(page):
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(300)

@@ -227,7 +227,6 @@ def drag(page, start, end):
     page.mouse.up()
 
 
-@pytest.mark.browser
 def test_a_composed_scene_is_asked_about_with_its_truth(visit):
     page = visit()
     press(page, "clear")
@@ -249,7 +248,6 @@ def test_a_composed_scene_is_asked_about_with_its_truth(visit):
     expect(page.locator(".vtc-answer")).to_contain_text(["purple"] * 4)
 
 
-@pytest.mark.browser
 def test_the_picture_at_rest_and_the_one_used_are_the_worlds(visit):
     page = visit()
     page.locator("[data-pattern=checks]").click()
@@ -266,7 +264,6 @@ def test_the_picture_at_rest_and_the_one_used_are_the_worlds(visit):
     expect(page.locator("#vtc-preview img")).to_have_attribute("src", url)
 
 
-@pytest.mark.browser
 def test_keyboard_alone_is_enough(visit):
     page = visit()
     key = page.keyboard.press
@@ -301,7 +298,6 @@ def test_keyboard_alone_is_enough(visit):
     expect(page.locator("#vtc-compose")).to_be_focused()
 
 
-@pytest.mark.browser
 def test_the_draft_outlives_cancel_and_start_over_undo_and_limits_work(visit):
     page = visit()
     for _ in range(6):
@@ -322,7 +318,6 @@ def test_the_draft_outlives_cancel_and_start_over_undo_and_limits_work(visit):
     expect(page.locator(PIECES)).to_have_count(FIRST)
 
 
-@pytest.mark.browser
 def test_pulled_from_the_palette_sized_by_the_corner_and_kept_inside(visit):
     page = visit()
     press(page, "clear")
@@ -341,7 +336,6 @@ def test_pulled_from_the_palette_sized_by_the_corner_and_kept_inside(visit):
     assert centre(page) == pytest.approx((16, 320), abs=1)
 
 
-@pytest.mark.browser
 def test_duplicates_stand_apart(visit):
     page = visit()
     press(page, "clear")
@@ -359,7 +353,6 @@ def test_duplicates_stand_apart(visit):
     assert len(boxes) == 8 and not overlaps
 
 
-@pytest.mark.browser
 def test_on_a_phone_a_finger_drags_and_nothing_scrolls_sideways(visit):
     page = visit(390, 844, has_touch=True, is_mobile=True)
     width = "Math.max(document.documentElement.scrollWidth, document.querySelector('dialog').scrollWidth)"
@@ -380,7 +373,6 @@ def test_on_a_phone_a_finger_drags_and_nothing_scrolls_sideways(visit):
     assert page.evaluate(width) <= 390
 
 
-@pytest.mark.browser
 def test_an_uploaded_picture_gives_an_empty_canvas(visit, tmp_path):
     page = visit()
     press(page, "cancel")

@@ -245,7 +245,6 @@ def page(url, chromium):
     assert not problems
 
 
-@pytest.mark.browser
 def test_first_view_is_filled_from_the_record(page):
     shown = json.loads(RECORDS[0].read_text(encoding="utf-8"))
     assert shown["title"] in page.locator("#vtc-lab-status .what").inner_text()
@@ -255,7 +254,6 @@ def test_first_view_is_filled_from_the_record(page):
     assert "recorded on" in page.locator(".vtc-shelf").inner_text()
 
 
-@pytest.mark.browser
 def test_the_view_changes_without_a_run(page):
     page.get_by_label("Prompts at once").select_option("1")
     expect(page.locator("#vtc-lab-table thead")).to_contain_text("prefill × 1")
@@ -265,7 +263,6 @@ def test_the_view_changes_without_a_run(page):
     expect(page.locator("#vtc-lab-table thead")).to_contain_text("answer of 1024")
 
 
-@pytest.mark.browser
 def test_shape_sets_the_numbers_of_tokens_and_the_command(page):
     page.get_by_label("Model shape").select_option("llava-next-7b")
     assert page.locator(".vtc-lab [data-group=shares] + span").all_inner_texts() == ["960", "320", "160"]
@@ -276,7 +273,6 @@ def test_shape_sets_the_numbers_of_tokens_and_the_command(page):
     )
 
 
-@pytest.mark.browser
 def test_run_then_stop_then_run(page):
     status = page.locator("#vtc-lab-status")
     page.get_by_label("Model shape").select_option("embedded")
@@ -294,7 +290,6 @@ def test_run_then_stop_then_run(page):
     expect(status).to_contain_text("Recorded:")
 
 
-@pytest.mark.browser
 def test_a_refusal_is_shown_and_phones_do_not_scroll_sideways(page):
     for name in ("fastervlm", "fastv"):
         page.locator(f".vtc-lab [value={name}] + span").click()

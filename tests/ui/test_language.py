@@ -201,7 +201,6 @@ def start(page, url, query=""):
     page.locator(".vtc-language").wait_for()
 
 
-@pytest.mark.browser
 def test_no_english_is_left_on_any_tab(chromium, url):
     with watched(chromium, url) as page:
         start(page, url, "/?lang=zh")
@@ -220,7 +219,6 @@ def test_no_english_is_left_on_any_tab(chromium, url):
         assert {place: places for place, places in grave.items() if places} == {}
 
 
-@pytest.mark.browser
 def test_no_english_is_left_in_dialogs(chromium, url):
     with watched(chromium, url) as page:
         start(page, url, "/?lang=zh")
@@ -242,7 +240,6 @@ SNAPSHOT = """() => [document.title, document.documentElement.lang, ...[...docum
     ...[...e.childNodes].filter((n) => n.nodeType === Node.TEXT_NODE).map((n) => n.nodeValue)])]"""
 
 
-@pytest.mark.browser
 def test_switching_there_and_back_restores_every_string(chromium, url):
     with watched(chromium, url) as page:
         start(page, url)
@@ -259,7 +256,6 @@ def test_switching_there_and_back_restores_every_string(chromium, url):
         assert requests == []
 
 
-@pytest.mark.browser
 def test_the_choice_is_remembered_and_the_address_wins(chromium, url):
     with watched(chromium, url) as page:
         start(page, url)
@@ -272,7 +268,6 @@ def test_the_choice_is_remembered_and_the_address_wins(chromium, url):
         assert "lang" not in page.evaluate("location.search")
 
 
-@pytest.mark.browser
 def test_a_shared_comparison_opens_in_chinese_and_stays_so(chromium, url):
     """What is drawn later is translated too; question and answers are not."""
     with watched(chromium, url) as page:
@@ -290,7 +285,6 @@ def test_a_shared_comparison_opens_in_chinese_and_stays_so(chromium, url):
         assert english(page) == []
 
 
-@pytest.mark.browser
 def test_nothing_overflows_on_a_phone(chromium, url):
     with watched(chromium, url, width=390, height=844) as page:
         start(page, url, "/?lang=zh")

@@ -167,7 +167,6 @@ def page(url, chromium):
         yield page
 
 
-@pytest.mark.browser
 def test_the_tab_shows_template_steps_and_what_was_loaded(page):
     shown = page.locator("#vtc-template code").first.inner_text()
     assert shown.strip() == GOOD.strip()
@@ -182,14 +181,12 @@ def test_the_tab_shows_template_steps_and_what_was_loaded(page):
     assert page.locator("img[src=x]").count() == 0
 
 
-@pytest.mark.browser
 def test_the_template_can_be_copied(page, url):
     page.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
     page.locator("#vtc-template button").first.click()
     assert page.evaluate("navigator.clipboard.readText()").strip() == GOOD.strip()
 
 
-@pytest.mark.browser
 def test_an_own_method_runs_in_compare(page):
     page.get_by_role("tab", name="Compare").click()
     page.get_by_label("Method of column 2").select_option("mine")
@@ -197,7 +194,6 @@ def test_an_own_method_runs_in_compare(page):
     expect(page.locator(".vtc-col-1 .vtc-dropped:not([d=''])")).not_to_have_count(0)
 
 
-@pytest.mark.browser
 def test_phone_has_no_sideways_scroll(page):
     page.set_viewport_size({"width": 390, "height": 844})
     page.wait_for_timeout(300)

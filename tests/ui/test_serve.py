@@ -107,7 +107,6 @@ def test_a_page_without_a_notice_has_none():
     assert "vtc-notice" not in str(tiny_page().get_config_file()["components"])
 
 
-@pytest.mark.browser
 def test_the_notice_is_text_and_can_be_dismissed(chromium):
     page = tiny_page(EVIL)
     _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, **ui.LAUNCH)

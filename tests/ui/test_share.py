@@ -198,7 +198,6 @@ def opened(page, address):
     page.wait_for_function(SETTLED)
 
 
-@pytest.mark.browser
 @pytest.mark.parametrize("clipboard", ["allowed", "refused"])
 def test_the_link_restores_the_view(page, url, clipboard):
     refuse = "navigator.clipboard.writeText = () => Promise.reject(new Error('no'))"
@@ -235,7 +234,6 @@ def test_the_link_restores_the_view(page, url, clipboard):
     assert "128 of 576" in page.locator(".read output").inner_text()
 
 
-@pytest.mark.browser
 def test_a_hostile_link_is_told_and_the_first_view_stands(page, url):
     page.on("dialog", lambda d: pytest.fail("script ran"))
     page.goto(f"{url}/?method={EVIL}")
@@ -247,7 +245,6 @@ def test_a_hostile_link_is_told_and_the_first_view_stands(page, url):
     page.wait_for_function(SETTLED)
 
 
-@pytest.mark.browser
 def test_try_it_opens_with_the_method(page, url):
     page.goto(f"{url}/?method=visionzip")
     page.locator(".vtc-strip[data-link*='visionzip']").wait_for()
@@ -255,7 +252,6 @@ def test_try_it_opens_with_the_method(page, url):
     expect(page.locator(".vtc-col-1 .vtc-counts")).to_contain_text("merged")
 
 
-@pytest.mark.browser
 def test_a_link_to_an_upload_opens_another_picture_and_says_so(page, url):
     page.goto(f"{url}/?picture=own&ask=How many objects are there?&tokens=96&column=random")
     page.locator(".vtc-strip[data-link*='tokens=96']").wait_for()
@@ -263,7 +259,6 @@ def test_a_link_to_an_upload_opens_another_picture_and_says_so(page, url):
     assert page.locator(".vtc-col:visible").count() == 2
 
 
-@pytest.mark.browser
 def test_json_and_python_of_what_is_shown(page, url):
     opened(page, url)
     with page.expect_download() as download:
@@ -277,7 +272,6 @@ def test_json_and_python_of_what_is_shown(page, url):
     compile(code, "snippet", "exec")
 
 
-@pytest.mark.browser
 def test_equal_average_and_equal_flops_tell_what_was_reached(page, url):
     opened(page, url)
     page.get_by_role("button", name="equal average").click()
