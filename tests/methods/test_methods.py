@@ -19,7 +19,7 @@ from vtc_demo.core.card import Card
 from vtc_demo.core.flop_counting import FlopCounter
 from vtc_demo.core.method import Method
 from vtc_demo.core.parameters import param
-from vtc_demo.core.tokens import Site
+from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.methods import contract
 from vtc_demo.methods.baselines import pool, uniform
 from vtc_demo.methods.baselines.random import draw
@@ -162,6 +162,43 @@ def test_declared_overhead_is_not_far_above_the_count(name):
             return reduction
 
         rehearse(method, shape, held, size)
+
+
+@dataclass(frozen=True)
+class Curious(Method):
+    """Asks for all that a context shows from the projector on."""
+
+    card: ClassVar[Card] = Card("curious", "", "", "Asks.", ("projector", "llm_input"), "baseline")
+    layers: ClassVar[tuple[int, ...]] = (0, 2)
+
+    def sites(self, shape):
+        return (Site("projector"), Site("llm_input"))
+
+    def cls_layers(self, shape):
+        return self.layers
+
+    def reduce(self, context):
+        n, asked, (tile,) = len(context.hidden), context.question, context.tiles
+        by_text = context.question.aligned(context.hidden[tile.part]) @ asked.features  # [patches]
+        rows = [context.cls_attention(layer).mean(0) for layer in (0, 2)]
+        seen = context.attention("cls" if context.shape.has_cls else "all", heads="mean").mean(0)
+        assert len(asked.words) > asked.after == len(asked.own) == len(asked.token_features) and asked.text
+        assert {len(x) for x in (*rows, seen, context.received())} == {n} == {context.values().shape[1]}
+        assert by_text.shape == (n - context.extra,)
+        return Reduction.select(torch.arange(context.extra, n), n)
+
+    def overhead_flops(self, context):
+        n, dim = context.hidden.shape
+        return 2 * n * dim + n * n
+
+
+def test_a_context_shows_the_question_tiles_and_rows_of_many_layers():
+    assert contract.check(Curious) == []
+
+
+def test_rows_that_were_not_asked_for_are_refused(monkeypatch):
+    monkeypatch.setattr(Curious, "layers", (0,))
+    assert any("layer 2 was not asked for in cls_layers()" in f.message for f in contract.check(Curious))
 
 
 # -- resolve and the registry ---------------------------------------------------------------------------------------
@@ -375,7 +412,7 @@ def test_visionzip_corner_cases():
 def test_visionzip_overhead_by_hand():
     shape = dataclasses.replace(SHAPE, vision_heads=2)  # 48 patches, keep 12 = 10 + 2, 37 others, head size 4
     context = SeededContext(Site("projector"), shape, 48, 49, extra=1)
-    assert methods.VisionZip().overhead_flops(context) == 49 + 49 * 8 + 3 * 49 * 4 + 2 * 37 * 2 * 4
+    assert methods.VisionZip().overhead_flops(context) == 49 * 8 + 3 * 49 * 4 + 2 * 37 * 2 * 4
 
 
 def slow_divprune(tokens, keep):

@@ -35,8 +35,8 @@ class FlopCounter(TorchDispatchMode):
 
     Matrix products, convolutions and attention by torch's own formulas. A distance: 3 per pair and channel. An FFT of n
     points: 5 n log2 n. Decompositions: the counts of textbooks (Golub and Van Loan), lower-order terms left out. Of
-    floating tensors, addition, multiplication, division, powers, roots, exponentials, activations, sums, means, norms
-    and softmax: 1 per element of the largest operand, so that an elementwise product and its sum make 2.
+    floating tensors, addition, multiplication, division, powers, roots, exponentials, activations, sums, means and
+    softmax: 1 per element of the largest operand, so that an elementwise product and its sum make 2; as does a norm.
     Comparisons (min, max, clamp), sorting, indexing, copies, casts and everything on integers: 0.
     """
 
@@ -79,7 +79,7 @@ def _name(func) -> str:
 _NAMES = """
 add sub rsub mul div pow square sqrt rsqrt reciprocal addcmul addcdiv lerp hypot fmod remainder
 exp exp2 expm1 log log1p log2 log10 sin cos tan tanh sigmoid erf gelu silu relu softplus logit xlogy
-sum mean prod var std var_mean std_mean nansum cumsum cumprod logcumsumexp logsumexp norm linalg_vector_norm
+sum mean prod var std var_mean std_mean nansum cumsum cumprod logcumsumexp logsumexp
 _softmax _log_softmax softmax log_softmax native_layer_norm native_batch_norm _fused_rms_norm
 index_add scatter_add scatter_reduce index_reduce trace avg_pool2d _adaptive_avg_pool2d
 upsample_bilinear2d upsample_bicubic2d
@@ -96,6 +96,11 @@ def cpu_attention(q, k, v, *args, out_shape=None, **kwargs) -> int:
 
 def _cpu_attention(q, k, v, *args, out_val=None, **kwargs) -> int:
     return cpu_attention(q.shape, k.shape, v.shape)
+
+
+def _norm(x, *args, out_val=None, **kwargs) -> int:
+    """A square and a sum."""
+    return 2 * x.numel()
 
 
 def _vector_product(a, b, *args, out_val=None, **kwargs) -> int:
@@ -168,6 +173,8 @@ FORMULAS = {
     **_found(
         {
             "_scaled_dot_product_flash_attention_for_cpu": _cpu_attention,
+            "norm": _norm,
+            "linalg_vector_norm": _norm,
             "dot": _vector_product,
             "vdot": _vector_product,
             "mv": _vector_product,

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vtc_demo.core.flop_counting import FlopCounter, uncounted
-from vtc_demo.core.method import Method
+from vtc_demo.core.method import Method, Tile
 from vtc_demo.core.operations import others
 from vtc_demo.core.parameters import build, declared
 from vtc_demo.core.shape import ModelShape
@@ -49,6 +49,33 @@ class Finding:
 
 
 # -- the rehearsal --------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class SeededQuestion:
+    """A question of random words [t, C], with a text tower as wide as they are (see `engine.question.Question`)."""
+
+    words: Tensor
+    text: str = "What is in the picture?"
+    after: int = TEXT[1]
+
+    @property
+    def own(self) -> Tensor:
+        return torch.arange(TEXT[0], sum(TEXT))
+
+    @property
+    @uncounted()
+    def features(self) -> Tensor:
+        return torch.nn.functional.normalize(self.words.mean(0), dim=0)
+
+    @property
+    @uncounted()
+    def token_features(self) -> Tensor:
+        return torch.nn.functional.normalize(self.words[self.own], dim=-1)
+
+    @uncounted()
+    def aligned(self, features: Tensor) -> Tensor:
+        return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
 @dataclass
 class SeededContext:
     """What the engine shows a method (`core.method.HookContext`), from seeded random weights on the CPU, float32.
@@ -64,18 +91,26 @@ class SeededContext:
     seed: int = 0
     size: int = SIZE
     memory: dict[str, Any] = field(default_factory=dict)
+    recorded: tuple[int, ...] = ()  # encoder layers whose CLS rows are at hand
 
     @cached_property
     @uncounted()
     def tensors(self) -> dict[str, Tensor]:
-        """sequence [S, C], weights [previous or next layer, q or k, C, C], visual [n], hidden [n, C]."""
+        """sequence [S, C], weights [previous or next layer, q or k, C, C], visual [n], hidden [n, C], words [t, C]."""
         generator = torch.Generator().manual_seed(7 + self.seed)
         width, length = HEADS * self.size, self.n + (sum(TEXT) if self.in_llm else 0)
         sequence = torch.randn(length, width, generator=generator)
         weights = torch.randn(2, 2, width, width, generator=generator)
         weights *= (SIZE / self.size) ** 0.5  # so that queries and keys are as large at every size
         visual = torch.arange(self.n) + (TEXT[0] if self.in_llm else 0)
-        return {"sequence": sequence, "weights": weights, "visual": visual, "hidden": sequence[visual].clone()}
+        words = torch.randn(sum(TEXT), width, generator=generator)
+        return {
+            "sequence": sequence,
+            "weights": weights,
+            "visual": visual,
+            "hidden": sequence[visual].clone(),
+            "words": words,
+        }
 
     @property
     def in_llm(self) -> bool:
@@ -122,6 +157,25 @@ class SeededContext:
     def keys(self) -> Tensor:
         return self._heads(0, 1)
 
+    @uncounted()
+    def values(self) -> Tensor:
+        return self._heads(1, 1)
+
+    @uncounted()
+    def cls_attention(self, layer: int) -> Tensor:
+        if layer not in self.recorded or self.site.kind == "vision_layer":
+            raise ValueError(f"CLS attention of encoder layer {layer} was not asked for in cls_layers()")
+        generator = torch.Generator().manual_seed(layer)
+        return torch.randn(HEADS if self.shape.has_cls else 1, self.n, generator=generator).softmax(-1)
+
+    @property
+    def tiles(self) -> tuple[Tile, ...]:
+        return (Tile(torch.arange(self.extra, self.n), self.shape.grid, (0.0, 0.0, 1.0, 1.0), 0, False),)
+
+    @property
+    def question(self) -> SeededQuestion | None:
+        return None if self.site.kind == "vision_layer" else SeededQuestion(self.tensors["words"])
+
     def _heads(self, which: int, part: int) -> Tensor:
         x = self.tensors["sequence"] @ self.tensors["weights"][which, part]
         return x.view(-1, HEADS, self.size).transpose(0, 1)  # [heads, S, d]
@@ -129,7 +183,9 @@ class SeededContext:
     def _rows(self, rows, of: str, softmax: bool) -> Tensor:
         which = ("previous", "next").index(of)
         if isinstance(rows, str) and rows == "cls" and not self.extra:
-            raise ValueError("no CLS token")
+            if self.site.kind != "llm_input" or not self.shape.has_cls:
+                raise ValueError("no CLS token")
+            rows = torch.tensor([0])  # the encoder's rows can be had here too; any row stands in for that of CLS
         logits = self._heads(which, 0) @ self._heads(which, 1).transpose(1, 2) / self.size**0.5
         if self.in_llm and softmax:
             logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
@@ -150,12 +206,14 @@ def rehearse(
     extra, entered = int(shape.has_cls), None  # entered: visual tokens that came to the language model
     n, out = shape.patches + extra, []
     memory: dict[str, Any] = {}
+    recorded = tuple(method.cls_layers(shape))
     for site in _sites(method, shape):
         if site.kind not in ("vision_layer", "projector"):
             n, extra = n - extra, 0
         if site.kind == "llm_layer" and entered is None:
             entered = n
-        context = SeededContext(site, shape, entered or shape.patches, n, extra, size=size, memory=memory)
+        base = shape.patches if entered is None else entered
+        context = SeededContext(site, shape, base, n, extra, size=size, memory=memory, recorded=recorded)
         try:
             out.append(around(method.reduce, context))
         except Exception as error:

@@ -112,7 +112,7 @@ class FiCoCoV(Method):
         if context.site.kind == "projector" or (count := self._count(context)) <= 0:
             return 0
         n, dim = context.hidden.shape
-        keys = 0 if context.extra else n * dim + 8 * n * dim // context.shape.vision_heads
+        keys = 0 if context.extra or self.released else n * dim + 9 * n * dim // context.shape.vision_heads
         chance = count * n if self.released or self.scores == "logits" else 0
         return n * n + keys + chance
 

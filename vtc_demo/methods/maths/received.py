@@ -13,11 +13,6 @@ def patch_attention(context: HookContext) -> Tensor:
     Head mean of the CLS row over the patch columns, not renormalised. In a tower without CLS: the attention that each
     patch receives, averaged over all heads and rows.
     """
-    rows = "cls" if context.extra else "all"
-    return context.attention(rows, heads="mean").mean(0)[context.extra :]  # [rows, n] -> [n - extra]
-
-
-def patch_attention_flops(context: HookContext) -> int:
-    """Of `patch_attention` beyond the attention: the mean over its rows."""
-    n = context.hidden.shape[0]
-    return n if context.extra else n * n
+    if context.extra:
+        return context.attention("cls", heads="mean").mean(0)[context.extra :]  # a row per view
+    return context.received()  # in chunks of rows, so that no map over all pairs is held

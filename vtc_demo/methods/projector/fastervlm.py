@@ -11,7 +11,7 @@ from vtc_demo.core.method import Method
 from vtc_demo.core.operations import top
 from vtc_demo.core.tokens import Reduction, Site
 
-from ..maths.received import patch_attention, patch_attention_flops
+from ..maths.received import patch_attention
 
 
 def select(cls_attention: Tensor, keep: int) -> Tensor:
@@ -30,9 +30,6 @@ class FasterVLM(Method):
         n = context.hidden.shape[0]
         kept = top(patch_attention(context), self.keep(n - context.extra))
         return Reduction.select(context.extra + kept, n)
-
-    def overhead_flops(self, context):
-        return patch_attention_flops(context)
 
 
 FasterVLM.card = Card(

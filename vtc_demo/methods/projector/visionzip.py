@@ -13,7 +13,7 @@ from vtc_demo.core.operations import others, top
 from vtc_demo.core.parameters import param
 from vtc_demo.core.tokens import Reduction, Site
 
-from ..maths.received import patch_attention, patch_attention_flops
+from ..maths.received import patch_attention
 
 
 def split(keep: int) -> tuple[int, int]:
@@ -80,7 +80,7 @@ class VisionZip(Method):
         dominant, contextual = split(self.keep(n - context.extra))
         width, sources = dim // context.shape.vision_heads, n - dominant - contextual
         similarity = 3 * n * width + 2 * sources * contextual * width
-        return patch_attention_flops(context) + n * dim + (similarity if contextual else 0)
+        return n * dim + (similarity if contextual else 0)
 
 
 VisionZip.card = Card(

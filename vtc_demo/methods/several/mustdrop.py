@@ -218,10 +218,10 @@ class MustDrop(Method):
     def _note_key_set(self, context):
         """Nothing leaves here; the key set is for later."""
         of = "next" if context.shape.feature_layer + 1 < context.shape.vision_layers else "previous"
-        scores = context.attention("cls" if context.extra else "all", of=of, heads="mean").mean(0)[context.extra :]
-        context.memory["units"] = context.anchors[context.extra :][
-            key_set(scores, self.key_share)
-        ]  # where the tokens stand
+        cls = context.extra > 0
+        looks = context.attention("cls", of=of, heads="mean").mean(0) if cls else context.received(of=of)  # [n]
+        best = context.extra + key_set(looks[context.extra :], self.key_share)
+        context.memory["units"] = context.anchors[best]  # where the tokens stand
 
     def _filter(self, context):
         n, device = len(context.hidden), context.hidden.device
@@ -247,13 +247,11 @@ class MustDrop(Method):
         return min(len(context.hidden), context.memory["counts"][context.site.layer])
 
     def overhead_flops(self, context):
-        """Windows: unit length, similarities and their sums. Then sums over rows of attention."""
+        """Windows: unit length, similarities and their sums. In the language model: sums over the words."""
         kind, (n, dim) = context.site.kind, context.hidden.shape
         if kind == "vision_layer":
             places, m = windows(context.shape.grid, self.window).shape
             return places * m * (5 * dim + 2 * m * dim + m)
-        if kind == "projector":
-            return n if context.extra else n * n
         looked = 1 + (self.mode == "threshold")  # anew where no token passes
         return looked * len(context.text) * n if kind == "llm_layer" else 0
 
