@@ -45,9 +45,13 @@ class Backend:
         return Tower(hidden, layout.segments, layout.sources, layout.extra, anchor, details)
 
     def tower_layer(self, i: int, tower: Tower) -> Tensor:
+        if not tower.segments:  # all tokens are withdrawn
+            return tower.hidden
         return self.adapter.run_layer(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details, tower.bias)
 
     def tower_attend(self, i: int, tower: Tower) -> Tensor:
+        if not tower.segments:
+            return tower.hidden
         return self.adapter.attend(self.tower_layers[i], i, tower.hidden, tower.segments, tower.details, tower.bias)
 
     def tower_feed(self, i: int, tower: Tower) -> Tensor:
@@ -66,9 +70,13 @@ class Backend:
     # -- projector ----------------------------------------------------------------------------------------------------
     def project(self, features: Tensor, layout: Layout) -> Tensor:
         """features [n, g * C] -> visual tokens [1, m, D]."""
+        if not len(features):
+            return features.new_zeros(1, 0, self.vlm.spec.hidden)
         return self.adapter.pack(self.model, self.adapter.project(self.model, features[None]), layout)
 
     def project_deepstack(self, i: int, features: Tensor) -> Tensor:
+        if not len(features):
+            return features.new_zeros(1, 0, self.vlm.spec.hidden)
         return self.adapter.project_deepstack(self.model, i, features[None])
 
     # -- decoder ------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class Tower:
             deepstack = tuple(reduction.apply(feature) for feature in self.deepstack)
             kept = details(self.details, reduction.anchor)
             bias = None if self.bias is None else self.bias[reduction.anchor]
-            return Tower(hidden, (reduction.m,), None, extra, anchor, kept, deepstack, bias)
+            return Tower(hidden, (reduction.m,) if reduction.m else (), None, extra, anchor, kept, deepstack, bias)
         unseen = others(self.members.flatten(), len(self.hidden))  # tokens of the tower behind none: they stay
         places = torch.cat([self.members[reduction.anchor].flatten(), unseen])  # [N'] by their old places
         order = places.argsort(stable=True)
@@ -74,7 +74,7 @@ class Tower:
             joined = reduction.apply(self.pick(x)).unflatten(1, (group, -1)).flatten(0, 1)
             return torch.cat([joined, x[unseen]])[order]
 
-        members = rank[: len(places) - len(unseen)].view(reduction.m, -1)  # [m, g]
+        members = rank[: len(places) - len(unseen)].view(reduction.m, group)  # [m, g]
         return Tower(
             moved(self.hidden),
             self._lengths(places),
@@ -87,9 +87,9 @@ class Tower:
         )
 
     def _lengths(self, places: Tensor) -> tuple[int, ...]:
-        """How many of these places lie in each view; the host waits for them, because views may differ."""
+        """How many of these places lie in each view that has any; the host waits for them, as views may differ."""
         limits = torch.tensor(self.segments).cumsum(0)
-        return tuple(torch.bucketize(places.cpu(), limits, right=True).bincount(minlength=len(limits)).tolist())
+        return tuple(n for n in torch.bucketize(places.cpu(), limits, right=True).bincount().tolist() if n)
 
 
 @dataclass(frozen=True)
