@@ -233,7 +233,7 @@ def test_redistribute_after_an_eviction_and_under_a_bias(vlm):
 # -- tokens that pass by --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("part", ["layer", "mlp"])
 def test_skip(vlm, part):
-    kept, few = keep(0.7), torch.tensor([1, 4, 5, 11])
+    kept, few = keep(0.7), torch.arange(2, 20)
     name = {"layer": "skipped", "mlp": "unfed"}[part]
     plan = {Site("llm_layer", 1): Skip(few, part), Site("llm_layer", 2): (kept, Skip(few, part))}
     changed = {1: Layer(**{name: few}), 2: Layer(kept=kept.anchor, **{name: kept.anchor[few]})}
@@ -306,7 +306,7 @@ def test_all_visual_entries_are_quantised_within_one_step(vlm):
 
 
 def test_zeroed_entries(vlm):
-    early, some = keep(0.7), torch.tensor([0, 3, 4, 9, 10])
+    early, some = keep(0.7), torch.arange(2, 20)
     plan = {Site("llm_layer", 2): early, Site("kv_cache"): ZeroCache(some)}
     changed = {k: Layer(held=torch.zeros_like, held_of=early.anchor[some]) for k in range(4)}
     for k in (2, 3):
@@ -403,6 +403,11 @@ def test_effects_at_sites_that_have_none(vlm, name):
         engine.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=1)
 
 
+class Told(Fixed):
+    def spec(self):
+        return {"method": "fixed"}  # plans are no JSON
+
+
 def test_effects_are_told(vlm):
     kept = keep(0.5)
     plan = {
@@ -410,8 +415,8 @@ def test_effects_are_told(vlm):
         Site("llm_layer", 2): (Redistribute(hide, "all"), SparseMLP(NEURONS)),
         Site("kv_cache"): (QuantiseCache(4), ZeroCache(torch.arange(2))),
     }
-    told = json.loads(json.dumps(answer(vlm, plan).to_dict()))["effects"]
-    assert told == [
+    run = engine.run(vlm, IMAGE, tiny.QUESTION, Told(plan=plan), max_new_tokens=2)
+    assert json.loads(json.dumps(run.to_dict()))["effects"] == [
         {"site": "llm_layer(1)", "effect": "SizeBias", "size": kept.m},
         {"site": "llm_layer(1)", "effect": "Skip", "tokens": 3, "part": "mlp"},
         {"site": "llm_layer(2)", "effect": "Redistribute", "rows": "all"},
@@ -419,7 +424,8 @@ def test_effects_are_told(vlm):
         {"site": "kv_cache", "effect": "QuantiseCache", "bits": 4, "tokens": None},
         {"site": "kv_cache", "effect": "ZeroCache", "tokens": 2},
     ]
-    assert answer(vlm, {Site("llm_layer", 1): kept}).to_dict()["effects"] == []
+    run = engine.run(vlm, IMAGE, tiny.QUESTION, Told(plan={Site("llm_layer", 1): kept}), max_new_tokens=2)
+    assert run.to_dict()["effects"] == []
 
 
 def test_the_model_is_as_before(vlm):

@@ -62,7 +62,7 @@ class Backend:
         if not 0 <= i < len(self.tower_layers):
             return None
         how = self.adapter.attends(i, tower.segments, tower.details)
-        return self.adapter.probe(self.tower_layers[i], tower.hidden, tower.members, **how)
+        return self.adapter.probe(self.tower_layers[i], tower.hidden, tower.members, bias=tower.bias, **how)
 
     def finish(self, hidden: Tensor) -> Tensor:
         return self.adapter.finish(self.model, hidden)
@@ -138,11 +138,11 @@ class Backend:
         """Attention rows of layer k over the sequence that enters it; cached: its keys [kv heads, S, d], if it ran."""
         assert entered.rope is not None
         rope = (entered.rope[0][0], entered.rope[1][0])
-        return DecoderProbe(self.decoder.layers[k], entered.hidden[0], rope, cached)
+        return DecoderProbe(self.decoder.layers[k], entered.hidden[0], rope, cached, entered.bias)
 
-    def step_probe(self, k: int, hidden: Tensor, rope: Rope, keys: Tensor) -> DecoderProbe:
+    def step_probe(self, k: int, hidden: Tensor, rope: Rope, keys: Tensor, bias: Tensor | None) -> DecoderProbe:
         """Attention rows of new tokens [1, q, D] over the cached keys [kv heads, n, d], their own included."""
-        return DecoderProbe(self.decoder.layers[k], hidden[0], (rope[0][0], rope[1][0]), keys)
+        return DecoderProbe(self.decoder.layers[k], hidden[0], (rope[0][0], rope[1][0]), keys, bias)
 
     def next_token(self, hidden: Tensor) -> Tensor:
         """hidden [1, S, D] -> the likeliest token after the last position, [1]."""

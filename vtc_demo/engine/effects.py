@@ -101,14 +101,19 @@ def redistributed(
     return attended.index_copy(1, rows, seq.hidden[:, rows] + out[None])
 
 
-def affected_step(work: ForwardPass, k: int, hidden: Tensor, prefilled: Prefilled, how: dict) -> Tensor:
-    """Decoder layer k on new tokens [1, q, D] over its cache, with changed weights or fewer neurons."""
+def affected_step(
+    work: ForwardPass, k: int, hidden: Tensor, prefilled: Prefilled, bias: Tensor | None, how: dict
+) -> Tensor:
+    """Decoder layer k on new tokens [1, q, D] over its cache of n, with changed weights or fewer neurons.
+
+    bias [n]: added to the scores of each key.
+    """
     backend, effects = work.backend, prefilled.effects[k]
     edit, few = pick(effects, Redistribute), pick(effects, SparseMLP)
     attended = backend.attend(k, hidden, use_cache=True, **how)
     if edit is not None:
         layer, q = prefilled.cache.layers[k], hidden.shape[1]
-        probe = backend.step_probe(k, hidden, how["position_embeddings"], layer.keys[0])
+        probe = backend.step_probe(k, hidden, how["position_embeddings"], layer.keys[0], bias)
         n = layer.keys.shape[-2]
         places = torch.arange(n - q, n, device=hidden.device)
         weights = edit.edit(probe.attention(places - (n - q), at=places), prefilled.held[k].visual)  # [heads, q, n]

@@ -216,12 +216,13 @@ def step(work: ForwardPass, prefilled: Prefilled, tokens: Tensor) -> Tensor:
     for k, (layer, position) in enumerate(zip(cache.layers, prefilled.positions, strict=True)):
         past, bias, mask = layer.keys.shape[-2], prefilled.bias[k], None
         if bias is not None:  # answer tokens stand for themselves
-            mask = causal(torch.cat([bias, bias.new_zeros(past + q - len(bias))]), q, hidden.dtype)
+            bias = torch.cat([bias, bias.new_zeros(past + q - len(bias))])
+            mask = causal(bias, q, hidden.dtype)
         elif q > 1:  # without a mask, several tokens over a cache would each see all of them
             mask = torch.ones(q, past + q, dtype=torch.bool, device=hidden.device).tril(past)[None, None]
         how = {"attention_mask": mask, "position_embeddings": ropes[position], "past_key_values": cache}
         if any(isinstance(effect, Redistribute | SparseMLP) for effect in prefilled.effects[k]):
-            hidden = affected_step(work, k, hidden, prefilled, how)
+            hidden = affected_step(work, k, hidden, prefilled, bias, how)
         else:
             hidden = backend.layer(k, hidden, prefilled.memory, None, use_cache=True, **how)
     prefilled.done += q

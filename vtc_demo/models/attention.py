@@ -17,10 +17,13 @@ from vtc_demo import cost
 CHUNK = 1 << 25  # scores computed at a time
 
 
-def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None, mean: bool = False) -> Tensor:
+def softmax_rows(
+    q: Tensor, k: Tensor, scale: float, rows: Tensor | None, mean: bool = False, bias: Tensor | None = None
+) -> Tensor:
     """q [heads, r, d], k [kv_heads, n, d] -> softmax(q k^T * scale), [heads, r, n] float32; mean over heads: [r, n].
 
-    rows [r]: places of the queries among the keys for a causal mask; None: every key is seen. Each group of
+    rows [r]: places of the queries among the keys for a causal mask; None: every key is seen. bias [n]: added to the
+    scores of each key. Each group of
     heads / kv_heads queries shares one key head (GQA). With `mean`, no more than CHUNK scores are held at a time.
     """
     heads, (kv_heads, n, d) = q.shape[0], k.shape
@@ -30,6 +33,7 @@ def softmax_rows(q: Tensor, k: Tensor, scale: float, rows: Tensor | None, mean: 
     for start in range(0, q.shape[1], step):
         grouped = q[:, start : start + step].reshape(kv_heads, -1, d)  # [kv_heads, heads / kv_heads * step, d]
         scores = (grouped @ k).view(heads, -1, n) * scale  # [heads, step, n]
+        scores = scores if bias is None else scores + bias
         if rows is not None:
             future = torch.arange(n, device=k.device) > rows[start : start + step, None]  # [step, n]
             scores = scores.masked_fill(future, float("-inf"))
@@ -83,10 +87,12 @@ class EncoderProbe(Probe):
     sources [n, g]: the tokens behind each of the n that a method sees; None: it sees all N as they are. The attention
     of a group is summed over its keys and averaged over its rows, so that rows still add up to 1.
     segments: lengths of the spans that attend to each other; None: one. rope: (cos, sin), [N, d] each, if q and k turn.
+    bias [N]: added to the scores of each key.
     """
 
-    def __init__(self, layer: nn.Module, entered: Tensor, sources=None, segments=None, rope=None):
+    def __init__(self, layer: nn.Module, entered: Tensor, sources=None, segments=None, rope=None, bias=None):
         self.layer, self.entered, self.sources, self.rope, self.flops = layer, entered, sources, rope, 0
+        self.bias = bias
         self.segments = segments or (entered.shape[0],)
         if sources is None and len(self.segments) > 1:
             self.sources = torch.arange(entered.shape[0], device=entered.device)[:, None]
@@ -173,25 +179,26 @@ class EncoderProbe(Probe):
         """rows [r] int64 -> [heads, r, n] float32, or its mean over the heads [r, n]."""
         keys = self._rotated(self._projected())
         if self.sources is None:
-            return softmax_rows(self._queries(rows), keys, self.scale, None, mean)
+            return softmax_rows(self._queries(rows), keys, self.scale, None, mean, self.bias)
         lead = () if mean else (keys.shape[0],)
         out = torch.zeros((*lead, len(rows), self.tokens), device=rows.device)
         start = 0
         for length in self.segments:
             span = keys[:, start : start + length]
+            bias = None if self.bias is None else self.bias[start : start + length]
             within = lambda x: ((x >= start) & (x < start + length)).nonzero().flatten()  # noqa: B023, E731
             columns, mine = within(self.sources[:, 0]), within(self.sources[rows, 0])
             step = max(1, CHUNK // (keys.shape[0] * length * self.sources.shape[1]))
             for some in mine.split(step) if len(mine) else ():
-                grouped = self._grouped(rows[some], span, self.sources[columns] - start, mean)
+                grouped = self._grouped(rows[some], span, self.sources[columns] - start, mean, bias)
                 out[..., some[:, None], columns] = grouped
             start += length
         return out
 
-    def _grouped(self, rows: Tensor, keys: Tensor, columns: Tensor, mean: bool) -> Tensor:
+    def _grouped(self, rows: Tensor, keys: Tensor, columns: Tensor, mean: bool, bias: Tensor | None) -> Tensor:
         """Attention of rows [r] over the keys of one segment, as groups: [heads, r, n] or [r, n]."""
         members = self.sources[rows]  # [r, g]
-        weights = softmax_rows(self._queries(members.flatten(), keys.shape[1]), keys, self.scale, None, mean)
+        weights = softmax_rows(self._queries(members.flatten(), keys.shape[1]), keys, self.scale, None, mean, bias)
         weights = weights[..., columns].sum(-1)  # [..., r * g, n]
         return weights.unflatten(-2, members.shape).mean(-2)
 
@@ -217,11 +224,19 @@ class DecoderProbe(Probe):
     """One decoder layer and the sequence that entered it, [S, C].
 
     rope: (cos, sin) each [S, d] at the sequence's positions. cached: the layer's keys after RoPE [kv_heads, S, d] if it
-    has run, which spares projecting them again.
+    has run, which spares projecting them again. bias: added to the scores of each key, [S].
     """
 
-    def __init__(self, layer: nn.Module, entered: Tensor, rope: tuple[Tensor, Tensor], cached: Tensor | None = None):
+    def __init__(
+        self,
+        layer: nn.Module,
+        entered: Tensor,
+        rope: tuple[Tensor, Tensor],
+        cached: Tensor | None = None,
+        bias: Tensor | None = None,
+    ):
         self.layer, self.entered, self.rope, self.cached, self.flops = layer, entered, rope, cached, 0
+        self.bias = bias
 
     @property
     def tokens(self) -> int:
@@ -253,7 +268,7 @@ class DecoderProbe(Probe):
         at [r]: where they stand among the keys, if not at their own number.
         """
         places = rows if at is None else at
-        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scaling, places, mean)
+        return softmax_rows(self._queries(rows), self.keys(), self.layer.self_attn.scaling, places, mean, self.bias)
 
     def logits(self, rows: Tensor) -> Tensor:
         """rows [r] int64 -> [r, S] float32 in both directions, see `mean_logits`."""
