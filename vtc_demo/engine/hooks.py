@@ -94,12 +94,20 @@ class Hooks:
 
     # -- asking -------------------------------------------------------------------------------------------------------
     def ask(
-        self, site: Site, hidden: Tensor, anchor: Tensor, ordered: bool = False, inside: bool = False, **state: Any
+        self,
+        site: Site,
+        hidden: Tensor,
+        anchor: Tensor,
+        ordered: bool = False,
+        inside: bool = False,
+        copies: int = 1,
+        **state: Any,
     ) -> Answer:
         """What the method makes of the tokens hidden [n, C] at a site, recorded and its cost booked.
 
         anchor [n]: the token at the projector at whose place each stands. ordered: the tokens stand in a sequence, so
-        rows are put in the order of their anchors. Where no token is left nothing is asked.
+        rows are put in the order of their anchors. copies: how often a reduction is applied, once more for each of the
+        deepstack features. Where no token is left nothing is asked.
         """
         elsewhere = site not in self.sites or (site.layer is not None and self.method.inside != inside)
         if elsewhere or not len(hidden):
@@ -107,7 +115,7 @@ class Hooks:
         stage = self.watch.enter("compression")
         reduction, effects = self.answers(site, hidden, anchor, **state)
         if reduction is not None:
-            self.overhead += reduction.flops(hidden.shape[1])
+            self.overhead += copies * reduction.flops(hidden.shape[1])
             if ordered:
                 order = reduction.anchor.argsort(stable=True)
                 reduction, effects = in_order(reduction), [effect.reordered(order) for effect in effects]

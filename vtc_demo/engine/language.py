@@ -128,9 +128,9 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
             seq, fed = replace(seq, hidden=backend.feed(k, seq.hidden)), len(seq.visual)
         else:
             seq, entered, fed = run_layer(work, k, seq, memory, sees, effects, cache)
-        if k < len(seq.deepstack):
-            added = seq.deepstack[k].to(seq.hidden)
-            seq = replace(seq, hidden=seq.hidden.index_add(1, seq.visual, added))
+        if seq.deepstack:
+            added, *later = seq.deepstack
+            seq = replace(seq, hidden=seq.hidden.index_add(1, seq.visual, added.to(seq.hidden)), deepstack=later)
         out.entered.append(len(entered.visual))
         out.fed.append(fed)
         out.held.append(CachedTokens(entered.alive, entered.visual, entered.others))
@@ -162,8 +162,8 @@ class _Asking:
 
     def ask(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> Answer:
         text = seq.others[self.prompt.text.to(seq.others.device)]
-        state = {"extra": 0, "sequence": seq.hidden[0], "visual": seq.visual, "text": text}
-        state |= {"after": self.prompt.after, "question": self.question}
+        state: dict[str, Any] = {"extra": 0, "sequence": seq.hidden[0], "visual": seq.visual, "text": text}
+        state |= {"after": self.prompt.after, "question": self.question, "copies": 1 + len(seq.deepstack)}
         return self.work.hooks.ask(site, seq.tokens, seq.anchor, ordered=True, inside=inside, **state, **probes)
 
     def reduced(self, site: Site, seq: Sequence, inside: bool = False, **probes: Any) -> tuple[Sequence, list[Effect]]:

@@ -105,15 +105,15 @@ class CountingHooks(Hooks):
         super().__init__(*args)
         self.replay = None if replay is None else {step.site: step.reduction.to("cpu") for step in replay.steps}
 
-    def ask(self, site, hidden, anchor, ordered=False, inside=False, **state):
+    def ask(self, site, hidden, anchor, ordered=False, inside=False, copies=1, **state):
         elsewhere = site.layer is not None and inside != self.method.inside
         if self.replay is None or site.kind not in BEFORE_LLM or elsewhere:
-            return super().ask(site, hidden, anchor, ordered, inside, **state)
+            return super().ask(site, hidden, anchor, ordered, inside, copies, **state)
         if site in self.sites:  # asked all the same: for what it notes and what it costs
             self.answers(site, hidden, anchor, **state)
         reduction = self.replay.get(site)
         if reduction is not None:
-            self.overhead += reduction.flops(hidden.shape[1])
+            self.overhead += copies * reduction.flops(hidden.shape[1])
             self.trace.add(site, reduction, inside)
         return Answer(reduction, [])
 

@@ -94,7 +94,10 @@ def encode(work: ForwardPass, inputs: Inputs) -> Encoded:
 
 def _reduced(work: ForwardPass, site: Site, tower: Tower, inside: bool = False, **probes) -> Tower:
     seen = tower.pick(tower.hidden)  # [t, g * C]
-    reduction, effects = work.hooks.ask(site, seen, tower.anchor, inside=inside, extra=tower.extra, **probes)
+    copies = 1 + len(tower.deepstack)
+    reduction, effects = work.hooks.ask(
+        site, seen, tower.anchor, inside=inside, copies=copies, extra=tower.extra, **probes
+    )
     if reduction is not None:
         tower = tower.reduce(reduction, work.hooks.layout.extra, work.backend.kept)
     size = pick(effects, SizeBias)
@@ -117,7 +120,8 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
     if work.backend.connector is not None:
         return _connect(work, features)
     hooks, layout = work.hooks, encoded.layout
-    state: dict[str, Any] = {"question": question, "recorded": _booked_cls(work, encoded)}
+    state: dict[str, Any] = {"copies": 1 + len(tower.deepstack), "question": question}
+    state |= {"recorded": _booked_cls(work, encoded)}
     anchor, deepstack = tower.anchor, [tower.pick(feature) for feature in tower.deepstack]
     reduction, _ = hooks.ask(
         Site("projector"), features, anchor, extra=tower.extra, **state, **_probes(work, encoded, Site("projector"))
