@@ -27,7 +27,7 @@ from vtc_demo.figures import sweep as figures_sweep
 from vtc_demo.models import VLM
 from vtc_demo.models.families.llava import LlavaAdapter
 from vtc_demo.training import build
-from vtc_demo.ui.running import FAILED, Cancel
+from vtc_demo.ui.running import FAILED, StopButton
 from vtc_demo.ui.tabs import sweep as tab
 
 RECORD = Path(__file__).resolve().parents[2] / "assets" / "measurements" / "embedded_sweep.json"
@@ -330,7 +330,7 @@ def test_hostile_requests_get_a_sentence(vlm):
         {"methods": ["<b>"]}, {"methods": None}, {"methods": [["fastv"]]}, {"tokens": ["64"]}, {"tokens": []},
         {"kinds": ["smell"]}, {"kinds": []}, {"scenes": 10**9}, {"scenes": True},
     ):  # fmt: skip
-        *_, (status, record, _) = board.measure(good | change, Cancel(), 0.5)
+        *_, (status, record, _) = board.measure(good | change, StopButton(), 0.5)
         assert 'role="alert"' in status and "<b>" not in status and FAILED not in status, change
         assert not isinstance(record, str)
     axes = {"measure": "accuracy", "kind": "all", "cost": "flops", "bands": True}
@@ -342,7 +342,9 @@ def test_hostile_requests_get_a_sentence(vlm):
 def test_a_run_on_the_page_ends_in_time(vlm, passes, monkeypatch):
     monkeypatch.setattr(tab, "MAX_SECONDS", -1)
     board = tab.Sweep(tab.runner(vlm), vlm.shape.patches)
-    *_, (status, _, _) = board.measure({"methods": [], "tokens": [64], "kinds": ["size"], "scenes": 200}, Cancel(), 0.5)
+    *_, (status, _, _) = board.measure(
+        {"methods": [], "tokens": [64], "kinds": ["size"], "scenes": 200}, StopButton(), 0.5
+    )
     assert "Not one scene was done" in status and passes[0] == 1
 
 
