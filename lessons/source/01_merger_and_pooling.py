@@ -517,10 +517,10 @@ class PoolBefore(vtc.methods.Pool):
     def sites(self, shape):
         return (Site("projector"),)
 
-    def reduce(self, view):
-        grid = view.shape.grid
-        b = average(grid, *grid_within(grid, self.keep(view.shape.patches)))
-        return Reduction(b.new, b.old + view.extra, b.weight, b.m, b.n + view.extra, b.anchor + view.extra)
+    def reduce(self, context):
+        grid = context.shape.grid
+        b = average(grid, *grid_within(grid, self.keep(context.shape.patches)))
+        return Reduction(b.new, b.old + context.extra, b.weight, b.m, b.n + context.extra, b.anchor + context.extra)
 
 
 counts = (144, 64)
@@ -864,7 +864,7 @@ kit.report("patch-merger")
 # - Qwen2-VL accepts any picture size: both sides are rounded to multiples of 28 pixels, two patches, so blocks always fit. Qwen2.5-VL has an RMSNorm in place of the LayerNorm; Qwen3-VL has further mergers, for features of earlier layers,
 #   which normalise after joining.
 # - LLaVA-OneVision spends the same order of tokens on a picture and on a video: 729 tokens per view, or 196 per frame of 32 frames.
-# - `vtc_demo/methods/pool.py` and `vtc_demo/connectors/patch_merger.py`, `pooling.py`: a page each. `docs/zoo.md` tells how connectors are trained here.
+# - `vtc_demo/methods/baselines/pool.py` and `vtc_demo/connectors/patch_merger.py`, `pooling.py`: a page each. `docs/zoo.md` tells how connectors are trained here.
 # - Lesson 02 moves resolution into channels: the same gather as the merger's, under another name. Lesson 05 chooses patches by what is in them.
 
 # %% [slide]

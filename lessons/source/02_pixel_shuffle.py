@@ -343,9 +343,9 @@ class RowByRow(vtc.methods.Pool):
 
     by_column: ClassVar[bool] = False
 
-    def reduce(self, view):
-        plain = super().reduce(view)
-        rows, columns = grid_within(view.shape.grid, self.keep(view.hidden.shape[0]))
+    def reduce(self, context):
+        plain = super().reduce(context)
+        rows, columns = grid_within(context.shape.grid, self.keep(context.hidden.shape[0]))
         order = torch.arange(rows * columns).view(rows, columns)
         order = order.T.flatten() if self.by_column else order.flatten()
         return Reduction.from_dense(plain.dense()[order], plain.anchor[order])
@@ -803,7 +803,7 @@ kit.report("pixel-shuffle")
 
 # %% [markdown]
 # - InternVL 1.5 and later cut a large picture into tiles of 448 pixels, add a small version of the whole as the last tile, and hand over 256 tokens for each. The shuffle acts tile by tile.
-# - `vtc_demo/connectors/pixel_shuffle.py`: a page. `tests/test_connectors.py` compares it with the classes of `transformers`.
+# - `vtc_demo/connectors/pixel_shuffle.py`: a page. `tests/connectors/test_connectors.py` compares it with the classes of `transformers`.
 # - Lesson 01 has the patch merger and pooling. Lesson 03 replaces the fixed blocks by learned queries.
 
 # %% [slide]

@@ -29,6 +29,7 @@ from lessons import kit
 from lessons.kit import check, check_equal, done, say
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
+from vtc_demo.core import measures
 from vtc_demo.evaluation.intervals import share
 from vtc_demo.evaluation.questions import balanced
 
@@ -879,7 +880,7 @@ hits = {name: [] for name in rivals}
 for _, held_out, several in balanced(64):
     for q in several:
         for name, found in hits.items():
-            found.append(vtc.run(vlm, held_out.image, q.text, method=name).answer == q.answer)
+            found.append(measures.right(vtc.run(vlm, held_out.image, q.text, method=name).answer, q.answer))
 accuracy = {name: share(found) for name, found in hits.items()}
 title = {name: vtc.registry.get(name.partition("@")[0]).card.title for name in rivals}
 kit.table(
@@ -915,7 +916,7 @@ for name in ("q-former", "perceiver-resampler", "gated-cross-attention"):
 # In the sequence or beside it? Idefics2 compared the two at the scale of 7 billion parameters: with frozen backbones, cross-attention was ahead; once the backbones were trained as well, the sequence was ahead, with fewer parameters.
 # The same paper keeps a Perceiver Resampler for the 64 tokens and puts them into the sequence. Llama-3.2-Vision took the other road: cross-attention layers and no resampler, because the cost there grows with the number of visual tokens only linearly.
 #
-# - `vtc_demo/connectors/q_former.py`, `perceiver.py`, `gated_attention.py`: each is a page. `tests/test_connectors.py` compares them with the classes of `transformers`.
+# - `vtc_demo/connectors/q_former.py`, `perceiver.py`, `gated_attention.py`: each is a page. `tests/connectors/test_connectors.py` compares them with the classes of `transformers`.
 # - `docs/zoo.md`: the recipe, and what else was trained with it.
 # - All three have not read the question. InstructBLIP puts its words into the Q-Former's self-attention, so that the queries know it; lesson 06 prunes by it.
 # - Lessons 00 and 05 have the counts and the baselines that any of this should be held against.

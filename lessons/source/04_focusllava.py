@@ -29,6 +29,7 @@ from lessons import kit
 from lessons.kit import check, check_equal, done, say
 from vtc_demo.connectors import focusllava, store
 from vtc_demo.connectors.decoder import states
+from vtc_demo.core import measures
 from vtc_demo.core.operations import boundaries, others, top
 from vtc_demo.models.attention import softmax_rows
 
@@ -458,10 +459,10 @@ seen = {}
 class Scores(vtc.connectors.FocusLLaVA):
     """Remembers what the package ranks by at the first cut."""
 
-    def reduce(self, view):
-        if view.site.layer == cuts[0]:
-            seen["scores"] = view.attention("after", heads="mean").mean(0)[view.visual].clone()
-        return super().reduce(view)
+    def reduce(self, context):
+        if context.site.layer == cuts[0]:
+            seen["scores"] = context.attention("after", heads="mean").mean(0)[context.visual].clone()
+        return super().reduce(context)
 
 
 vtc.run(vlm, scene.image, colour.text, method=Scores(), max_new_tokens=1)
@@ -693,7 +694,7 @@ for seed in range(8):
                 method |= {"retention": spent_by[FOCUS] / 576}
             run = vtc.run(vlm, one.image, question.text, method)
             spent_by[name] = run.trace.equivalent_tokens
-            tally[name].append(run.answer == question.answer)
+            tally[name].append(measures.right(run.answer, question.answer))
             tokens[name].append(spent_by[name])
 asked_in_all = len(tally[FOCUS])
 rows = []

@@ -489,7 +489,7 @@ for run in runs:
     assert run.visual_tokens <= 64 and run.kv_bytes < full.kv_bytes / 4
 own = {run.method.card.name: run.flops["compression"] / (full.flops["total"] - run.flops["total"]) for run in runs}
 say(f"""
-All come down to (at most) 64 tokens in every layer. Only the smaller picture spares the **tower**, too. The methods' own work is small: DivPrune's distances cost
+All come down to (at most) 64 tokens in every layer. Only the smaller picture spares the **tower**, too. The methods' overhead is small: DivPrune's distances cost
 {100 * own["divprune"]:.1f} % of what the method saves, FasterVLM's row {100 * own["fastervlm"]:.1f} %.
 """)
 
@@ -642,7 +642,7 @@ for name in informed:
 #
 # POPE asks whether an object is there, TextVQA asks what is written. Coverage is ahead on the first, attention on the second. Compare with the columns *existence* and *reading* above.
 #
-# - `vtc_demo/methods/fastervlm.py`, `divprune.py`, `visionzip.py`: each is a page.
+# - `vtc_demo/methods/projector/fastervlm.py`, `divprune.py`, `visionzip.py`: each is a page.
 # - Lesson 06 waits until the question has been read; lesson 08 merges what is dropped; lesson 11 is about honest evaluation; in lesson 12 you combine coverage and attention.
 
 # %% [slide]

@@ -597,7 +597,7 @@ for name in ("fastv", "pyramiddrop"):
 # %% [markdown]
 # A warning about tables. Two papers reprint FastV on LLaVA-1.5-7B at "128 tokens": one has POPE 59.6 and MMBench 56.1, the other 67.6 and 63.1. Settings differ and are not always told. (Figures of third parties, not checked here.)
 #
-# - `vtc_demo/methods/fastv.py`, `pyramiddrop.py`: a page each. `vtc_demo/engine/language.py`, `prefill`: where tokens leave the sequence, the positions and the cache.
+# - `vtc_demo/methods/llm/fastv.py`, `pyramiddrop.py`: a page each. `vtc_demo/engine/language.py`, `prefill`: where tokens leave the sequence, the positions and the cache.
 # - `docs/accuracy.md`: how methods are compared at equal cost, with the command.
 # - Lesson 07 prunes at all stages, the cache included; lesson 11 is about what "equal cost" means in FLOPs and in time.
 

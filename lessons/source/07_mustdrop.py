@@ -25,6 +25,7 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
+from vtc_demo.core import measures
 from vtc_demo.methods.several import mustdrop
 
 vlm = vtc.load_vlm("embedded")
@@ -654,7 +655,7 @@ def average(values):
 
 table = []
 for name, runs in found.items():
-    right = sum(run.answer == q.answer for run, (_, q) in zip(runs, asked))
+    right = sum(measures.right(run.answer, q.answer) for run, (_, q) in zip(runs, asked))
     mean, flops, cache = (
         average(x)
         for x in (
@@ -699,7 +700,7 @@ kit.report("mustdrop")
 # %% [markdown]
 # Not checked here: the paper's ablations and latency. FLOPs are not time: stage 2 sits between layers and is serial work, and the released code gives up fused attention from its first pruning layer on; here only the needed rows are computed.
 #
-# - `vtc_demo/methods/mustdrop.py`: the whole method, one page. `tests/test_mustdrop.py` holds its maths against loops.
+# - `vtc_demo/methods/several/mustdrop.py`: the whole method, one page. `tests/methods/test_mustdrop.py` holds its maths against loops.
 # - In the app: choose MustDrop twice, once with `merge` off, and move the budget slider to 64. Watch *mean per layer*: without the merge it stops falling far earlier.
 # - Lesson 08 writes every merge as a matrix and looks for a better one.
 

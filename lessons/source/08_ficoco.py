@@ -781,7 +781,7 @@ for name in ("ficoco-v", "ficoco-l", "ficoco-vl"):
 # %% [markdown]
 # Not verified: the tokens per layer behind the paper's budgets, and how VL was split (it stands in the first version of the paper alone). The first and the fourth version disagree on some results of L at the smallest budget.
 #
-# - `vtc_demo/tokens.py`: `Reduction`, `Trace` and their algebra, one page; `vtc_demo/methods/ficoco.py`: the maths of a layer.
+# - `vtc_demo/core/tokens.py`: `Reduction`, `Trace` and their algebra, one page; `vtc_demo/methods/maths/ficoco.py`: the maths of a layer.
 # - In the app: FiCoCo-V with the switch *released* on and off, same picture. Look at where the tokens that are left stand.
 # - Lesson 09 leaves R behind: there, no visual token enters the sequence at all.
 

@@ -32,6 +32,7 @@ from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
 from vtc_demo.connectors.decoder import apply_rope
 from vtc_demo.connectors.hyper_attention import HyperGatedConnector
+from vtc_demo.core import measures
 from vtc_demo.evaluation.intervals import share
 from vtc_demo.evaluation.questions import balanced
 
@@ -772,9 +773,9 @@ asked = [(held_out.image, q_) for _, held_out, questions in balanced(64) for q_ 
 hits = {name: [] for name in (*chosen, "grey")}
 for image, q_ in asked:
     for name in chosen:
-        hits[name].append(vtc.run(vlm, image, q_.text, method=name).answer == q_.answer)
+        hits[name].append(measures.right(vtc.run(vlm, image, q_.text, method=name).answer, q_.answer))
 for _, q_ in asked:  # on its own, so that the tower sees the grey picture once
-    hits["grey"].append(vtc.run(vlm, grey, q_.text, method="hyper-gated").answer == q_.answer)
+    hits["grey"].append(measures.right(vtc.run(vlm, grey, q_.text, method="hyper-gated").answer, q_.answer))
 accuracy = {name: share(found) for name, found in hits.items()}
 title = {name: vtc.registry.get(name.partition("@")[0]).card.title for name in chosen}
 title["grey"] = "Hyper attention, gated, on grey"
@@ -811,7 +812,7 @@ for name in NAMES:
 # %% [markdown]
 # The algorithm follows two ports of the released code; the original modelling files were not at hand, and the abstract is what was read of the paper. How the new projections were initialised is not known. Not built here: several pictures per question, crops of a large picture, the adaptive gate of the paper's text.
 #
-# - `vtc_demo/connectors/hyper_attention.py`: both versions, a page and a half. `tests/test_connectors.py` holds them against loops over words and heads.
+# - `vtc_demo/connectors/hyper_attention.py`: both versions, a page and a half. `tests/connectors/test_connectors.py` holds them against loops over words and heads.
 # - In the app: Compare, *Hyper attention, gated* beside *MLP projector*. Look at the cache and at the stage *prefill*.
 # - Lesson 10 goes one step further: nothing is read by attention at all, the picture changes the weights.
 

@@ -25,7 +25,6 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from vtc_demo.engine.dry import Cost
 
 import vtc_demo as vtc
 from lessons import kit
@@ -33,6 +32,8 @@ from lessons.kit import check, check_equal, done, say
 from vtc_demo.connectors import store
 from vtc_demo.connectors.base import Dims
 from vtc_demo.connectors.vlora import TYPES, GeneratorBlock, VLoRAConnector
+from vtc_demo.core import measures
+from vtc_demo.engine.shape_only import Cost
 from vtc_demo.evaluation.intervals import wilson
 
 vlm = vtc.load_vlm("embedded")
@@ -580,7 +581,7 @@ with torch.inference_mode():
             truth.append(question.answer)
             for name, used in zip(replies, (of[i], of[i - 1], none)):
                 replies[name].append(reply(question, used))
-right = {name: sum(a == b for a, b in zip(answers, truth)) for name, answers in replies.items()}
+right = {name: sum(measures.right(a, b) for a, b in zip(answers, truth)) for name, answers in replies.items()}
 
 # %%
 pooled = equal[0].method
@@ -588,7 +589,8 @@ tally = {name: [] for name in ("llava-mlp", "trained-pool")}
 for one in scenes:
     for question in one.questions[:4]:
         for name, method in (("llava-mlp", "llava-mlp"), ("trained-pool", pooled)):
-            tally[name].append(vtc.run(vlm, one.image, question.text, method).answer == question.answer)
+            answer = vtc.run(vlm, one.image, question.text, method).answer
+            tally[name].append(measures.right(answer, question.answer))
 counted = {f"VLoRA, {name}": n for name, n in right.items()}
 counted |= {"llava-mlp, 576 tokens": sum(tally["llava-mlp"])}
 counted |= {f"trained-pool, {equal[0].visual_tokens} tokens (equal FLOPs)": sum(tally["trained-pool"])}

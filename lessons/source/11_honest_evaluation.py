@@ -33,7 +33,8 @@ from plotly.subplots import make_subplots
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
-from vtc_demo.evaluation import intervals
+from vtc_demo.core import measures
+from vtc_demo.evaluation import intervals, paired
 from vtc_demo.evaluation.questions import balanced
 from vtc_demo.figures.colours import colours
 
@@ -130,7 +131,7 @@ prior = [counted[q.kind].most_common(1)[0][0] == q.answer for *_, q in asked]
 
 grey = Image.new("RGB", asked[0][1].image.size, (128, 128, 128))
 LIVE = 48  # the first of the same questions
-unseen = [vtc.run(vlm, grey, q.text).answer == q.answer for *_, q in asked[:LIVE]]
+unseen = [measures.right(vtc.run(vlm, grey, q.text).answer, q.answer) for *_, q in asked[:LIVE]]
 
 
 def shares(hits):
@@ -426,7 +427,11 @@ Careful: this is what goes together in the record, not what causes what. The bin
 # %%
 draws = [
     [
-        int(vtc.run(vlm, s.image, q.text, method="random", retention=64 / 576, seed=1000 * i + n).answer == q.answer)
+        int(
+            measures.right(
+                vtc.run(vlm, s.image, q.text, "random", retention=64 / 576, seed=1000 * i + n).answer, q.answer
+            )
+        )
         for n, s, q in asked[:LIVE]
     ]
     for i in range(5)
@@ -463,6 +468,7 @@ def mcnemar(b, c):
 
 
 assert mcnemar(5, 0) == 2 / 2**5 and mcnemar(7, 7) == 1.0
+assert mcnemar(20, 5) == paired.McNemar(better=20, worse=5, n=500).p  # as the package has it
 
 
 def answers(name, tokens):
@@ -621,6 +627,8 @@ for i, (p, name) in enumerate(p_values):
     if p >= 0.05 / (len(p_values) - i):
         break
     holm.append(name)
+adjusted = paired.holm([p for p, _ in p_values])  # the package turns it round: adjusted p-values, compared with 0.05
+assert holm == [name for p, (_, name) in zip(adjusted, p_values) if p < 0.05]
 better = [title[name] for name in holm if against[name][0] > against[name][1]]
 worse = [title[name] for name in holm if against[name][0] < against[name][1]]
 say(f"""
@@ -666,6 +674,7 @@ kit.table(
 )
 
 n = round(needed(0.05, 0.3))
+assert abs(n / paired.questions_needed(discordance=0.3, difference=0.05).questions - 1) < 0.01
 trials = np.random.default_rng(0).multinomial(n, [0.175, 0.125, 0.7], size=1000)
 found = np.mean([mcnemar(int(b), int(c)) < 0.05 for b, c, _ in trials])
 assert 0.7 < found < 0.88
@@ -864,7 +873,7 @@ Neither is wrong. Wrong is one chart with figures of two conventions, or a "savi
 # ## 7. At equal cost
 #
 # "64 tokens" may be what is left at the end, the mean over layers, or what enters from some layer on. So give the *cost*, and solve each method's retention for it. `match=` names what is equal: final tokens, equivalent tokens (the mean over
-# layers), or FLOPs up to the first token of the answer, tower and own work included. `tokens=192` stands for what 192 tokens cost that are left before the decoder.
+# layers), or FLOPs up to the first token of the answer, tower and overhead included. `tokens=192` stands for what 192 tokens cost that are left before the decoder.
 
 # %%
 _, picture, question = next(x for x in asked if x[2].kind == "reading")
@@ -961,7 +970,7 @@ say(f"""
 #
 # - **A ridge.** In bfloat16 a weight is 2 bytes and does 2 FLOPs per token. So a prefill of $n$ tokens does about $n$ FLOPs per byte, and below $n \approx F/B$ it waits for the weights: fewer tokens buy nothing.
 # - **A decode step** at batch 1 reads all weights for one token. What compression spares is the cache, which is small beside them.
-# - **The rest stays.** Tower, preprocessing, the method's own work and the overhead of calls do not shrink.
+# - **The rest stays.** Tower, preprocessing, the method's overhead and the cost of launching kernels do not shrink.
 
 # %%
 lab = json.loads((RECORDS / "lab-cpu.json").read_text(encoding="utf-8"))

@@ -45,8 +45,10 @@ import torch
 import vtc_demo as vtc
 from lessons import kit
 from lessons.kit import check, check_equal, done, say
+from vtc_demo.core import measures
 from vtc_demo.core.operations import grid_within, top
 from vtc_demo.core.tokens import Reduction
+from vtc_demo.evaluation.paired import McNemar
 from vtc_demo.methods import contract
 from vtc_demo.methods.maths.received import patch_attention
 
@@ -247,14 +249,15 @@ assert blockwise(some, (24, 24), 576, 0.5).tolist() == list(range(576))  # nothi
 # ## 3. One file
 #
 # The file of a method holds the function and a frozen dataclass. Its fields are the hyper-parameters with their ranges; API, shell and page read them from there. The **card** is what a visitor
-# reads. The **hook** is asked at each site that the method names, is shown the state through a `view`, and answers with a `Reduction` or `None`. It never touches the model.
+# reads. The **hook** is asked at each site that the method names, is shown the state as a `HookContext`, and answers with a `Reduction` or `None`. It never touches the model.
+# `overhead_flops` declares what the hook computes, so that a comparison at equal FLOPs charges the method for it; the attention that the hook asked for is booked by the engine.
 #
 # Below, the function's source goes into the file as it stands above. In practice you write the file in an editor; `vtc_demo/methods/template.py` is there to be copied.
 
 # %% [markdown] lang=zh
 # ## 3. 一个文件
 #
-# 方法的文件里有这个函数和一个冻结的 dataclass。它的字段就是带取值范围的超参数；API、命令行和页面都从这里读取。**卡片**是访客读到的内容。**钩子**在方法声明的每个位置被调用，通过 `view` 看到状态，返回一个 `Reduction` 或 `None`，从不改动模型。
+# 方法的文件里有这个函数和一个冻结的 dataclass。它的字段就是带取值范围的超参数；API、命令行和页面都从这里读取。**卡片**是访客读到的内容。**钩子**在方法声明的每个位置被调用，通过 `HookContext` 看到状态，返回一个 `Reduction` 或 `None`，从不改动模型。`overhead_flops` 申报钩子自己的计算量，使 FLOPs 相等的比较把它计入方法；钩子索取的注意力由引擎记账。
 #
 # 下面把上面函数的源码原样写进文件。实际工作中你会在编辑器里写；`vtc_demo/methods/template.py` 就是供复制的模板。
 
@@ -264,15 +267,15 @@ HEAD = '''"""Best of each block: coverage of the picture first, attention with w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from vtc_demo.core.card import Card
 from vtc_demo.core.method import Method
+from vtc_demo.core.operations import check_grid, grid_within, top
 from vtc_demo.core.parameters import param
-from vtc_demo.methods.common import check_grid, grid_within, patch_attention, top
-from vtc_demo.tokens import Reduction, Site
+from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.methods.maths.received import patch_attention, patch_attention_flops
 
 
 '''
@@ -282,16 +285,7 @@ CLASS = '''
 class Blockwise(Method):
     """Keeps the best patch of each block and spends the rest of the budget on attention."""
 
-    card: ClassVar[Card] = Card(
-        name="blockwise",
-        title="Best of each block",
-        family="pruning by vision attention",
-        summary="Every part of the picture keeps its most looked-at patch; the rest of the budget goes to the best.",
-        sites=("projector",),
-        faithfulness="in the style of",
-        deviations=("No published method: the capstone of the course.",),
-    )
-    gridded = True  # it needs the grid of one view
+    gridded = True  # with several views it is asked view by view, each with a grid of its own
 
     coverage: float = param(0.5, "share of the budget that is spread over the picture", low=0.0, high=1.0, step=0.05)
 
@@ -303,6 +297,20 @@ class Blockwise(Method):
         check_grid(self.card.name, grid, n - context.extra)
         kept = blockwise(patch_attention(context), grid, self.keep(n - context.extra), self.coverage)
         return Reduction.select(context.extra + kept, n)
+
+    def overhead_flops(self, context):
+        return patch_attention_flops(context)  # the rest compares and sorts, which is no multiply-add
+
+
+Blockwise.card = Card(
+    name="blockwise",
+    title="Best of each block",
+    family="pruning by vision attention",
+    summary="Every part of the picture keeps its most looked-at patch; the rest of the budget goes to the best.",
+    sites=("projector",),
+    faithfulness="in the style of",
+    deviations=("No published method: the capstone of the course.",),
+)
 '''
 folder = Path(tempfile.mkdtemp()) / "my_methods"
 folder.mkdir()
@@ -386,9 +394,9 @@ say(f"coverage 为 0 时，64 个图像块中有 {none} 个与 FasterVLM 相同�
 # - [ ] Because indices are smaller than tokens
 #   Memory is not the point; the engine makes the reduced tokens at once.
 # - [x] Because from the reductions alone follow masks, merge weights, schedule and FLOPs
-#   The engine applies it, the trace keeps it, and everything shown about a run is computed from the trace. Nothing has to be reported by the method, so nothing can be reported wrongly.
+#   The engine applies it, the trace keeps it, and everything shown about a run is computed from the trace. The method reports no more than its overhead, and the contract holds that to a counter.
 # - [ ] Because tokens must not be changed
-#   They may be: merging is a `Reduction` with weights. What a hook must not do is change the model or the view.
+#   They may be: merging is a `Reduction` with weights. What a hook must not do is change the model or the context.
 
 # %% [quiz] lang=zh
 # 钩子为什么返回 `Reduction`，而不是缩减后的 token？
@@ -396,47 +404,48 @@ say(f"coverage 为 0 时，64 个图像块中有 {none} 个与 FasterVLM 相同�
 # - [ ] 因为下标比 token 小
 #   这与内存无关；引擎会立即算出缩减后的 token。
 # - [x] 因为掩码、合并权重、调度和 FLOPs 都只由这些缩减推出
-#   引擎应用它，轨迹（trace）保存它，关于一次运行所展示的一切都由轨迹算出。方法不需要报告任何东西，也就不会报告错。
+#   引擎应用它，轨迹（trace）保存它，关于一次运行所展示的一切都由轨迹算出。方法只需申报自身开销，而契约用计数器核对它。
 # - [ ] 因为 token 不允许改变
-#   可以改变：合并就是带权重的 `Reduction`。钩子不能做的是改动模型或 view。
+#   可以改变：合并就是带权重的 `Reduction`。钩子不能做的是改动模型或上下文。
 
 # %% [markdown] minutes=10
 # ## 4. The contract
 #
-# Every method keeps the same rules: valid indices, any retention from 1 % to all, towers with and without CLS, the same outcome twice, the view left alone, no waiting for the device, a
-# complete card. `contract.check_folder` rehearses the hooks with random numbers; on the shell it is `python -m vtc_demo check my_methods`.
+# Every method keeps the same rules: valid indices, any retention from 1 % to all, towers with and without CLS, the same outcome twice, the context left alone, no waiting for the device, overhead
+# that is declared, a complete card. `vtc.registry.check_folder` rehearses the hooks with random numbers; on the shell it is `python -m vtc_demo check my_methods`.
 
 # %% [markdown] lang=zh
 # ## 4. 契约
 #
-# 每个方法遵守同样的规则：下标有效；保留率从 1 % 到全部都能用；有无 CLS 的视觉塔都能用；两次结果相同；不改动 view；不等待设备；卡片完整。`contract.check_folder` 用随机数排练各个钩子；
+# 每个方法遵守同样的规则：下标有效；保留率从 1 % 到全部都能用；有无 CLS 的视觉塔都能用；两次结果相同；不改动上下文；不等待设备；自身开销如实申报；卡片完整。`vtc.registry.check_folder` 用随机数排练各个钩子；
 # 在命令行里是 `python -m vtc_demo check my_methods`。
 
 # %%
-findings = contract.check_folder(folder)
+findings = vtc.registry.check_folder(folder)
 print(contract.report(findings))
 assert findings == {"blockwise": []}
 
 # %% [markdown]
-# Read findings before you meet them. Three typical slips, each in a file of its own:
+# Read findings before you meet them. Four typical slips, each in a file of its own:
 
 # %% [markdown] lang=zh
-# 在自己遇到之前，先学会读检查结果。三个典型的疏忽，各在一个文件里：
+# 在自己遇到之前，先学会读检查结果。四个典型的疏忽，各在一个文件里：
 
 # %%
 slips = {
     "unsorted": ("kept = blockwise(", "kept = scrambled("),
     "waiting": ("(0, best, torch.inf)", "(0, best, scores.max().item() + 1)"),
     "off_by_one": ("Reduction.select(context.extra + kept, n)", "Reduction.select(context.extra + kept, n - 1)"),
+    "forgotten": ("return patch_attention_flops(context)", "return 0"),
 }  # fmt: skip
 broken = folder.parent / "broken"
 broken.mkdir()
 for name, (old, new) in slips.items():
     text = (HEAD + getsource(blockwise) + CLASS).replace(old, new)
-    text = text.replace('name="blockwise"', f'name="{name}"').replace("class Blockwise", f"class {name.title()}")
+    text = text.replace('name="blockwise"', f'name="{name}"').replace("Blockwise", name.title())
     text += "\n\ndef scrambled(*args):\n    return blockwise(*args).flip(0)\n"
     (broken / f"{name}.py").write_text(text, encoding="utf-8")
-report = contract.check_folder(broken)
+report = vtc.registry.check_folder(broken)
 print(contract.report(report))
 assert all(report[name] for name in slips)
 
@@ -448,7 +457,7 @@ assert all(report[name] for name in slips)
 # - [x] That it runs in the app, the shell and the benchmark without surprises
 #   Its outcomes are valid and repeatable, at every budget. Whether they are *good* is a question for section 5.
 # - [ ] That it does what the paper says
-#   For that you need the paper's released code and a conformance test on the same tensors (`tests/conformance`).
+#   For that you need the paper's released code and a conformance test on the same tensors (`tests/methods/test_conformance.py`).
 
 # %% [quiz] lang=zh
 # 你的方法通过了契约。你知道了什么？
@@ -458,7 +467,7 @@ assert all(report[name] for name in slips)
 # - [x] 它在应用、命令行和基准测试里运行时不会有意外
 #   在每个预算下，它的结果都有效且可重复。结果*好不好*是第 5 节的问题。
 # - [ ] 它做的就是论文所说的
-#   那需要论文公开的代码，以及在相同张量上的一致性测试（`tests/conformance`）。
+#   那需要论文公开的代码，以及在相同张量上的一致性测试（`tests/methods/test_conformance.py`）。
 
 # %% [markdown] minutes=16
 # ## 5. Does the idea hold?
@@ -480,7 +489,7 @@ for seed in range(8):
     for q in held_out.questions[:6]:
         kinds.append(q.kind)
         for run, name in zip(vtc.compare(vlm, held_out.image, q.text, COLUMNS.values()).runs, COLUMNS):
-            right[name].append(run.answer == q.answer)
+            right[name].append(measures.right(run.answer, q.answer))
             survived[name][q.kind].append(run.trace.evidence_kept(torch.from_numpy(q.evidence)))
 n = len(kinds)
 assert n >= 40 and all(len(r) == n for r in right.values())
@@ -590,6 +599,8 @@ check_equal(mcnemar(*paired(2, 10)), 0.03857421875, "The test is two-sided: 2 ag
 check_equal(mcnemar(*paired(3, 3)), 1.0, "3 against 3 is no difference at all, and a probability is at most 1.", 1e-9)
 check_equal(mcnemar(*paired(0, 0)), 1.0, "Without a discordant question there is nothing to tell apart.", 1e-9)
 check_equal(mcnemar(*paired(10, 2, both=500)), 0.03857421875, "Questions that both get right must not matter.", 1e-9)
+both = right["attention"], right["blockwise"]
+check_equal(mcnemar(*both), McNemar.of(*both).p, "The package finds another p-value on the questions above.", 1e-9)
 done(
     f"blockwise against attention: p = {mcnemar(right['blockwise'], right['attention']):.2f}; against the full model: p = {mcnemar(right['blockwise'], right['full']):.2g}"
 )
