@@ -270,7 +270,7 @@ say(
 # - [ ] Prefill
 #   Prefill runs the whole sequence through every decoder layer; with half of the visual tokens it has nearly half of the work.
 # - [x] The vision tower
-#   It has finished when the tokens are dropped. Only methods that act inside the tower, or that shrink the picture itself, spare it work.
+#   It has finished when the tokens are dropped. Only methods that act inside the tower, or that shrink the picture itself, save work there.
 # - [ ] The attention of a decode step
 #   A decode step reads the keys and values of every token in the cache. Dropped tokens are not in it.
 
@@ -417,7 +417,7 @@ assert share < 0.05 and ratio < 9
 # - [x] Because at some hundred tokens the matrix products with the weights dominate
 #   A layer costs about $2n(4d^2 + 3dm)$ for its matrices and $2n^2d$ for causal attention; the second overtakes the first only when $n$ is several times $d$.
 # - [ ] Because the KV cache makes attention linear
-#   The cache spares a decode step the computation of old keys and values. Prefill fills it and computes all pairs.
+#   With the cache a decode step need not compute old keys and values again. Prefill fills it and computes all pairs.
 
 # %% [quiz] lang=zh
 # 注意力对序列长度是二次的。为什么这里丢掉视觉 token 却几乎*线性*地节省 FLOPs？
@@ -840,7 +840,7 @@ def equivalent_tokens(layers, cut_at, tokens, keep):
 # ## Take home
 #
 # - Visual tokens are most of the prompt; their **number in the matrix products** is what costs, not the square.
-# - Fewer tokens shorten the **prefill** and shrink the **cache**. They spare neither the tower nor, at batch 1, the decode steps.
+# - Fewer tokens shorten the **prefill** and shrink the **cache**. They make neither the tower nor, at batch 1, the decode steps cheaper.
 # - FLOPs are counted, time is measured. Show both, and the baselines beside them.
 
 # %% [slide] lang=zh

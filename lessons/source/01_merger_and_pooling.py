@@ -94,7 +94,7 @@ kit.facts({
 assert flops["projector"] < flops["prefill"] / 100
 
 # %% [markdown]
-# Below one hundredth. So a connector may be several times as expensive as the MLP and still pay, if it hands over fewer tokens.
+# Below one hundredth. So a connector may be several times as expensive as the MLP and still pay off, if it outputs fewer tokens.
 
 # %% [markdown] minutes=14
 # ## 2. Pooling is a matrix
@@ -717,7 +717,7 @@ assert theirs.flops(576, 144) == vtc.cost.linear_flops(144, 4 * dims.vision, 4 *
 per_token = 2 * (wide * wide + wide * 3584)
 kit.facts({
     "parameters of Qwen2-VL-7B's merger": f"{merger_parameters:,}",
-    "FLOPs per token that it hands over": f"{per_token / 1e9:.2f} G",
+    "FLOPs per output token": f"{per_token / 1e9:.2f} G",
     "here: FLOPs of LLaVA's MLP, 576 tokens": f"{mlp.flops(576, 576) / 1e6:.0f} M",
     "here: FLOPs of the merger, 144 tokens": f"{theirs.flops(576, 144) / 1e6:.0f} M",
 })  # fmt: skip

@@ -239,23 +239,23 @@ carried = pixel_shuffle(carried.view(1, side, side, 3), 14)  # [1, 24, 24, 14 x 
 assert carried.shape[1:3] == (24, 24)
 
 
-def hung_up(version):
+def laid_out(version):
     """The picture made of tokens of a version, read row by row."""
     tokens = pixel_shuffle(carried, 2, version)[0].flatten(0, 1)  # [144, 4 x 588], the sequence that the decoder gets
     grid = tokens.view(12, 12, 2, 2, 14, 14, 3)  # block row, block column, row and column in it, pixels of a patch
     return Image.fromarray(grid.permute(0, 2, 4, 1, 3, 5, 6).reshape(side, side, 3).contiguous().numpy())
 
 
-assert hung_up(2).tobytes() == square(scene.image, side).convert("RGB").tobytes()
+assert laid_out(2).tobytes() == square(scene.image, side).convert("RGB").tobytes()
 
 # %% [slide]
-# ## What version 1 hands over
+# ## What version 1 outputs
 #
-# The tokens of both versions, hung up row by row. Blocks are mirrored along the diagonal; **inside a block nothing is turned**, so edges no longer meet.
+# The tokens of both versions, laid out row by row. Blocks are mirrored along the diagonal; **inside a block nothing is transposed**, so edges no longer meet.
 
 # %% slide
 side_by_side(
-    {"version 2": hung_up(2), "version 1": hung_up(1)},
+    {"version 2": laid_out(2), "version 1": laid_out(1)},
     "144 tokens, each with the pixels of its 2 x 2 patches",
     side=300,
 )
@@ -339,7 +339,7 @@ kit.heat(
 
 # %%
 class RowByRow(vtc.methods.Pool):
-    """Average pooling that can hand over its tokens column by column."""
+    """Average pooling that can output its tokens column by column."""
 
     by_column: ClassVar[bool] = False
 
@@ -708,7 +708,7 @@ At side 2 the best 128 directions restore {100 * kept[2]["all"]:.0f} % of the va
 assert kept[2]["all"] > kept[2]["pooling"]
 
 # %% [markdown]
-# Two limits of this figure. Squared error is not what a decoder minds: a *trained* layer is free to keep what the questions need, and may serve text better than these directions do. And 128 numbers are few; InternVL2-8B hands over as many numbers as it
+# Two limits of this figure. Squared error is not what a decoder minds: a *trained* layer is free to keep what the questions need, and may serve text better than these directions do. And 128 numbers are few; InternVL2-8B outputs as many numbers as it
 # gathers. The SmolVLM report finds that small language models do well with a larger side.
 #
 # One more limit is plain arithmetic: the sides of the grid must divide. 27 patches do not go in pairs. The package says so:
@@ -802,7 +802,7 @@ The two trained ones differ in the norm *and* in the width of the first layer, s
 kit.report("pixel-shuffle")
 
 # %% [markdown]
-# - InternVL 1.5 and later cut a large picture into tiles of 448 pixels, add a small version of the whole as the last tile, and hand over 256 tokens for each. The shuffle acts tile by tile.
+# - InternVL 1.5 and later cut a large picture into tiles of 448 pixels, add a small version of the whole as the last tile, and output 256 tokens for each. The shuffle acts tile by tile.
 # - `vtc_demo/connectors/pixel_shuffle.py`: a page. `tests/connectors/test_connectors.py` compares it with the classes of `transformers`.
 # - Lesson 01 has the patch merger and pooling. Lesson 03 replaces the fixed blocks by learned queries.
 

@@ -4,7 +4,7 @@
 #   "write cross-attention of learned queries, a Perceiver block and a gated block, build a Q-Former, and get the outputs of the trained ones",
 #   "read the attention of queries as soft provenance, and test by occlusion how far it can be trusted",
 #   "show that a closed gate leaves the language model as it was, to the last bit, and say what the first training step moves",
-#   "count FLOPs and cache of K tokens in the sequence and of K tokens beside it, and say when which is cheaper",
+#   "count FLOPs and cache of K tokens in the sequence and of K tokens outside it, and say when which is cheaper",
 # ]
 # prerequisites = ["lesson 00"]
 # methods = ["q-former", "perceiver-resampler", "gated-cross-attention", "pixel-shuffle"]
@@ -16,7 +16,7 @@
 #
 # - A pruned token is a patch, a pooled one a block of patches. A **learned query** reads the whole picture and becomes a token.
 # - K queries make K tokens of any number of patches. K is chosen before the picture is seen.
-# - The K tokens stand **in** the sequence (Q-Former, Perceiver Resampler), or **beside** it, read by new layers (gated cross-attention).
+# - The K tokens stand **in** the sequence (Q-Former, Perceiver Resampler), or **outside** it, read by new layers (gated cross-attention).
 
 # %%
 import copy
@@ -66,7 +66,7 @@ kit.table(
         [
             vtc.registry.get(name).card.title,
             f"{sum(p.numel() for p in each.connector.parameters()) / 1e6:.2f} million",
-            "beside the sequence" if each.connector.outside else "in the sequence",
+            "outside the sequence" if each.connector.outside else "in the sequence",
         ]
         for name, each in fitted.items()
     ],
@@ -488,7 +488,7 @@ kit.table(
 # ## Two ways to the decoder
 #
 # - **In the sequence**: K tokens stand before the question and pass every layer, as words do. (BLIP-2, Idefics2)
-# - **Beside it**: the sequence is text alone. New blocks between the layers let the words read the K tokens. (Flamingo, Idefics1)
+# - **Outside it**: the sequence is text alone. New blocks between the layers let the words read the K tokens. (Flamingo, Idefics1)
 # - A new block opens through a gate: h + tanh(g) · read, with **g = 0 at the start**.
 
 # %% [markdown] minutes=14
@@ -498,7 +498,7 @@ kit.table(
 #
 # $$ h \leftarrow h + \tanh(g_a)\, \operatorname{read}\!\big(\operatorname{norm}(h),\, V\big), \qquad h \leftarrow h + \tanh(g_f)\, \operatorname{MLP}\!\big(\operatorname{norm}(h)\big) $$
 #
-# $g_a$ and $g_f$ are single numbers, learned, and 0 at the start. The direction of reading has turned round: now the **words** are the queries and the $K$ tokens are the context. $V$ has no norm here, because the resampler ended with one. Words that stand before
+# $g_a$ and $g_f$ are single numbers, learned, and 0 at the start. The direction of reading is reversed: now the **words** are the queries and the $K$ tokens are the context. $V$ has no norm here, because the resampler ended with one. Words that stand before
 # the picture read nothing. In the released model a word reads the picture last before it, and no other. The block here is the variant of Idefics: RMSNorm, and the gated MLP of the decoder, $\operatorname{MLP}(x) = W_d\,(\operatorname{silu}(W_g x) \odot W_u x)$.
 # (The gate $W_g$ of the MLP has nothing to do with $g_f$.)
 
@@ -587,14 +587,14 @@ words = torch.tensor([ids[:place] + ids[place + 1 :]])  # [1, S]
 after = torch.arange(words.shape[1]) >= place  # which words come after the picture
 
 
-def through(model, blocks, beside):
-    """Last hidden states of the words, [1, S, D]. blocks: decoder layer -> the block before it; beside [1, m, C]."""
+def through(model, blocks, held):
+    """Last hidden states of the words, [1, S, D]. blocks: decoder layer -> the block before it; held [1, m, C]."""
     lm = model.model.language_model
     states = lm.embed_tokens(words)
     rope = lm.rotary_emb(states, torch.arange(words.shape[1])[None])
     for k, layer in enumerate(lm.layers):
         if k in blocks:
-            states = blocks[k](states, *blocks[k].keys(beside), after)
+            states = blocks[k](states, *blocks[k].keys(held), after)
         states = layer(states, attention_mask=None, position_embeddings=rope)
     return lm.norm(states)
 
@@ -604,8 +604,8 @@ def blocks_of(connector):
 
 
 model = fitted["gated-cross-attention"].model
-beside = gated(features, GRID, KEEP).tokens  # [1, 64, C]
-last = through(model, blocks_of(gated), beside)[:, -1]
+held = gated(features, GRID, KEEP).tokens  # [1, 64, C]
+last = through(model, blocks_of(gated), held)[:, -1]
 run = vtc.run(vlm, scene.image, question.text, method="gated-cross-attention", retention=BUDGET)
 assert model.lm_head(last).argmax(-1).item() == run.token_ids[0]  # the first word of the answer, as in the package
 assert run.trace.schedule == [0] * 8 and run.visual_tokens == 0  # no visual token in any layer
@@ -674,7 +674,7 @@ states, told = lm.embed_tokens(words), []
 rope = lm.rotary_emb(states, torch.arange(words.shape[1])[None])
 for k, layer in enumerate(lm.layers):
     if (block := blocks_of(gated).get(k)) is not None:
-        changed = block(states, *block.keys(beside), after)
+        changed = block(states, *block.keys(held), after)
         moves = 100 * (changed - states)[0, -1].norm() / states[0, -1].norm()
         told.append(
             [
@@ -693,7 +693,7 @@ kit.table(
 closed = copy.deepcopy(gated)
 for block in closed.layers.values():
     block.gate.zero_(), block.feed_gate.zero_()
-blind, seeing = (model.lm_head(through(model, blocks_of(one), beside)[:, -1])[0].softmax(-1) for one in (closed, gated))
+blind, seeing = (model.lm_head(through(model, blocks_of(one), held)[:, -1])[0].softmax(-1) for one in (closed, gated))
 assert not torch.equal(blind, seeing)
 say(f"""
 The probabilities of the answer's first word, with the gates as trained and with all of them closed, differ by **{(seeing - blind).abs().sum() / 2:.2f}** (half of the sum of the absolute differences; 0: the same, 1: nothing in common).
@@ -704,18 +704,18 @@ The probabilities of the answer's first word, with the gates as trained and with
 # One nuance for those who ask: Flamingo's decoder is frozen throughout and had never seen a picture. That of the zoo learned with visual tokens *in* its sequence, is frozen in the first stage and tuned in the second.
 
 # %% [markdown] minutes=12
-# ## 6. In the sequence or beside it: the cost
+# ## 6. In the sequence or outside it: the cost
 #
 # Take the same $K$ tokens and $T$ words. The decoder has $L$ layers of width $d$ and MLPs of inner width $m$; $B$ blocks were inserted; the tokens have width $C$. For a decoder whose keys are as wide as its queries (no grouped queries):
 #
-# | | in the sequence | beside it |
+# | | in the sequence | outside it |
 # | --- | --- | --- |
 # | tokens through each layer | $T + K$ | $T$ |
 # | added to the prefill of the words | $2 K L\,(4d^2 + 3dm)$ and attention | $2 T B\,(2d^2 + 3dm) + 4 T K B d$, and once $4 K B C d$ for keys and values |
 # | KV cache of the picture, numbers | $2 K L d$ | $2 K B d$ |
 # | added to each decode step | $4 K L d$: attention to the picture | $2 B\,(2d^2 + 3dm) + 4 K B d$: all blocks, for each word |
 #
-# In the sequence, every *visual token* pays for every layer. Beside it, every *word* pays for the blocks. So it depends on which there are more of.
+# In the sequence, every *visual token* pays for every layer. Outside it, every *word* pays for the blocks. So it depends on which there are more of.
 
 # %% [exercise] difficulty=hard minutes=7
 # Count what gated blocks add to a prefill of `text` words: keys and values of the `held` tokens in each block once, then for each word the query and output projections, the scores and their use, and the gated MLP with its three matrices.
@@ -723,8 +723,8 @@ The probabilities of the answer's first word, with the gates as trained and with
 
 
 # %% [solution]
-def beside_flops(spec, blocks, text, held, context):
-    """FLOPs that `blocks` gated blocks add to a prefill; held: tokens beside the sequence, of width `context`."""
+def outside_flops(spec, blocks, text, held, context):
+    """FLOPs that `blocks` gated blocks add to a prefill; held: tokens outside the sequence, of width `context`."""
     # BEGIN SOLUTION
     d, m = spec.hidden, spec.intermediate
     keys = 2 * 2 * held * context * d
@@ -742,9 +742,9 @@ for kept in (KEEP, 16):
     text_only = vtc.cost.run_flops(vlm.spec, [0] * vlm.spec.layers, text_tokens)["prefill"]
     counted = one.flops["prefill"] + one.flops["projector"] - gated.resampler.flops(576, kept) - text_only
     check_equal(
-        beside_flops(vlm.spec, 4, text_tokens, kept, width),
+        outside_flops(vlm.spec, 4, text_tokens, kept, width),
         counted,
-        f"{text_tokens} words, {kept} tokens beside them, 4 blocks: the run has counted something else.",
+        f"{text_tokens} words, {kept} tokens outside the sequence, 4 blocks: the run has counted something else.",
         1e-9,
     )
 done("the same count as in the run")
@@ -753,14 +753,14 @@ done("the same count as in the run")
 # A product of `[a, b]` and `[b, c]` costs 2abc. Every word attends to all `held` tokens: no causal half. The `held` tokens pass neither the MLP nor the query projection.
 
 
-# %% [mistake] why="The tokens beside the sequence are sent through the MLP, too."
-def beside_flops(spec, blocks, text, held, context):
+# %% [mistake] why="The tokens outside the sequence are sent through the MLP, too."
+def outside_flops(spec, blocks, text, held, context):
     d, m = spec.hidden, spec.intermediate
     return blocks * (4 * held * context * d + 4 * text * d * d + 4 * text * held * d + 6 * (text + held) * d * m)
 
 
 # %% [mistake] why="Half of the pairs are counted, as if the mask were causal."
-def beside_flops(spec, blocks, text, held, context):
+def outside_flops(spec, blocks, text, held, context):
     d, m = spec.hidden, spec.intermediate
     return blocks * (4 * held * context * d + 4 * text * d * d + 2 * text * held * d + 6 * text * d * m)
 
@@ -787,31 +787,31 @@ def block_flops(text, tokens):
     )
 
 
-def aside(text, tokens):
-    """Prefill FLOPs with the tokens beside the words."""
+def outside(text, tokens):
+    """Prefill FLOPs with the tokens outside the sequence."""
     keys = 2 * vtc.cost.linear_flops(tokens, llava.vision_width, llava.hidden)
     return in_sequence(text, 0) + BLOCKS * (block_flops(text, tokens) + keys)
 
 
 sizes = [0, 16, 32, 64, 96, 128, 192, 256]
-even = {text: next(k for k in range(1, 2000) if in_sequence(text, k) > aside(text, k)) for text in (40, 400)}
+even = {text: next(k for k in range(1, 2000) if in_sequence(text, k) > outside(text, k)) for text in (40, 400)}
 assert even[40] < KEEP < even[400]
 
 # %% [slide]
 # ## Prefill: who is more numerous?
 #
-# Decoder of LLaVA-1.5-7B, counted. In the sequence every visual token pays for all layers; beside it every word pays for 8 new blocks.
+# Decoder of LLaVA-1.5-7B, counted. In the sequence every visual token pays for all layers; outside it every word pays for 8 new blocks.
 
 # %% slide
 kit.lines(
     {
         f"{name}, {text} words": (sizes, [cost(text, k) / 1e12 for k in sizes])
         for text in (40, 400)
-        for name, cost in (("in the sequence", in_sequence), ("beside it", aside))
+        for name, cost in (("in the sequence", in_sequence), ("outside it", outside))
     },
     "visual tokens K",
     "TFLOPs of the prefill",
-    "The same K tokens in the sequence and beside it (counted)",
+    "The same K tokens in the sequence and outside it (counted)",
 )
 
 # %%
@@ -820,35 +820,35 @@ weights_of_blocks = (
     2 * BLOCKS * (2 * llava.hidden**2 + 3 * llava.hidden * llava.intermediate)
 )  # bfloat16; k and v are not read again
 cache = vtc.cost.kv_bytes(llava, [KEEP] * llava.layers, 0)
-beside_cache = 2 * 2 * BLOCKS * KEEP * llava.hidden
-assert beside_cache * llava.layers == cache * BLOCKS
+outside_cache = 2 * 2 * BLOCKS * KEEP * llava.hidden
+assert outside_cache * llava.layers == cache * BLOCKS
 step = vtc.cost.run_flops(llava, [KEEP] * llava.layers, 40, 2)["decode"]
-beside_step = vtc.cost.run_flops(llava, [0] * llava.layers, 40, 2)["decode"] + BLOCKS * block_flops(1, KEEP)
-assert beside_step > step
+outside_step = vtc.cost.run_flops(llava, [0] * llava.layers, 40, 2)["decode"] + BLOCKS * block_flops(1, KEEP)
+assert outside_step > step
 kit.table(
     [
-        ["prefill, TFLOPs", f"{in_sequence(40, KEEP) / 1e12:.2f}", f"{aside(40, KEEP) / 1e12:.2f}"],
-        ["cache of the picture, MB", f"{cache / 1e6:.1f}", f"{beside_cache / 1e6:.1f}"],
-        ["one decode step, GFLOPs", f"{step / 1e9:.2f}", f"{beside_step / 1e9:.2f}"],
+        ["prefill, TFLOPs", f"{in_sequence(40, KEEP) / 1e12:.2f}", f"{outside(40, KEEP) / 1e12:.2f}"],
+        ["cache of the picture, MB", f"{cache / 1e6:.1f}", f"{outside_cache / 1e6:.1f}"],
+        ["one decode step, GFLOPs", f"{step / 1e9:.2f}", f"{outside_step / 1e9:.2f}"],
         [
             "weights that a decode step reads, GB",
             f"{weights_of_decoder / 1e9:.1f}",
             f"{(weights_of_decoder + weights_of_blocks) / 1e9:.1f}",
         ],
     ],
-    [f"7B decoder, 40 words, K = {KEEP}, bfloat16", "in the sequence", "beside it"],
+    [f"7B decoder, 40 words, K = {KEEP}, bfloat16", "in the sequence", "outside it"],
 )
 say(f"""
-With 40 words the sequence is the dearer place from K = {even[40]} on, with 400 words only from K = {even[400]} on. The cache of the picture is {cache / beside_cache:.0f} times smaller beside it. **Decoding is where the blocks cost**: at batch 1 a step is bound by the
-weights that it reads (lesson 00), and there are {100 * weights_of_blocks / weights_of_decoder:.0f} % more of them. The {(cache - beside_cache) / 1e6:.0f} MB of cache that were saved are {100 * (cache - beside_cache) / weights_of_blocks:.1f} % of that.
+With 40 words the sequence is the more expensive place from K = {even[40]} on, with 400 words only from K = {even[400]} on. The cache of the picture is {cache / outside_cache:.0f} times smaller outside it. **Decoding is where the blocks cost**: at batch 1 a step is bound by the
+weights that it reads (lesson 00), and there are {100 * weights_of_blocks / weights_of_decoder:.0f} % more of them. The {(cache - outside_cache) / 1e6:.0f} MB of cache that were saved are {100 * (cache - outside_cache) / weights_of_blocks:.1f} % of that.
 """)
 
 # %% [quiz]
 # A service shows 30 pictures per request (K = 64 each, 1,920 in all) and answers with one word. Another shows one picture and answers with 500 words, at batch 1. Which layout is cheaper for which?
 #
-# - [x] Beside the sequence for the first, in the sequence for the second
+# - [x] Outside the sequence for the first, in the sequence for the second
 #   The first is nearly all prefill with many visual tokens and few words. The second is nearly all decode steps, and each reads the added blocks.
-# - [ ] Beside the sequence for both: no visual token in the sequence is always less work
+# - [ ] Outside the sequence for both: no visual token in the sequence is always less work
 #   The work has moved to the words. Every generated word runs through the blocks.
 # - [ ] In the sequence for both: no new weights
 #   1,920 tokens through 32 layers are far more work than a few words through 8 blocks.
@@ -913,7 +913,7 @@ for name in ("q-former", "perceiver-resampler", "gated-cross-attention"):
     kit.report(name)
 
 # %% [markdown]
-# In the sequence or beside it? Idefics2 compared the two at the scale of 7 billion parameters: with frozen backbones, cross-attention was ahead; once the backbones were trained as well, the sequence was ahead, with fewer parameters.
+# In the sequence or outside it? Idefics2 compared the two at the scale of 7 billion parameters: with frozen backbones, cross-attention was ahead; once the backbones were trained as well, the sequence was ahead, with fewer parameters.
 # The same paper keeps a Perceiver Resampler for the 64 tokens and puts them into the sequence. Llama-3.2-Vision took the other road: cross-attention layers and no resampler, because the cost there grows with the number of visual tokens only linearly.
 #
 # - `vtc_demo/connectors/q_former.py`, `perceiver.py`, `gated_attention.py`: each is a page. `tests/connectors/test_connectors.py` compares them with the classes of `transformers`.
@@ -927,4 +927,4 @@ for name in ("q-former", "perceiver-resampler", "gated-cross-attention"):
 # - K learned queries make K tokens of **any** number of patches; they see a set, not a grid. Keys and values of the picture cost the same for any K.
 # - Their provenance is **soft**: a map of attention says what was read, not what it changed. Test it by covering.
 # - A gate at zero leaves the language model **exactly** as it was, and is the only thing that learns in the first step.
-# - Beside the sequence: short prefill, small cache, dearer words.
+# - Outside the sequence: short prefill, small cache, more expensive words.

@@ -207,7 +207,7 @@ class Sampler(nn.Module):
 sampler = Sampler(C, D)
 sampler.load_state_dict(fitted.connector.state_dict())  # the same names, the same shapes
 with torch.inference_mode():
-    made = fitted.connector(features[None], (24, 24), 0)  # the budget is not the connector's affair
+    made = fitted.connector(features[None], (24, 24), 0)  # the budget is not for the connector to spend
     visual, gate, chosen = sampler(patches)
 m = len(visual)
 assert made.tokens.shape == (1, m, D)
@@ -493,7 +493,7 @@ def question_scores(q, k, asked, visual):
 #
 # $$ n_i = \operatorname{round}\!\big( m \, (F / m)^{\,i/3} \big), \qquad i = 0 \dots 3 $$
 #
-# If no more than $F$ tokens entered, nothing is dropped. This rule is a choice of ours. In training $F$ was drawn anew for each step, from 36 to 576, so that one set of weights serves the whole slider.
+# If no more than $F$ tokens entered, nothing is dropped. This rule is a choice of ours. In training $F$ was drawn again for each step, from 36 to 576, so that one set of weights serves the whole slider.
 
 # %% [exercise] difficulty=easy minutes=5
 # Write the schedule. Cuts come before layers $\lfloor L/4 \rfloor$, $\lfloor L/2 \rfloor$ and $\lfloor 3L/4 \rfloor$ of $L$.
@@ -673,7 +673,7 @@ projector = tower_width * decoder_width + decoder_width**2
 ranking = own.flops["compression"]
 say(f"""
 The sampler costs {own.flops["projector"] / 1e6:.2f} MFLOPs, of which the router {100 * routed / own.flops["projector"]:.2g} %. LLaVA's projector costs {reference.flops["projector"] / 1e6:.2f}: it runs on every patch. Ranking by the question costs {ranking / 1e6:.2f} MFLOPs.
-In parameters the sampler is the dearer: three experts, in a 7B model {3 * projector / 1e6:.0f} M instead of {projector / 1e6:.0f} M.
+In parameters the sampler is the larger: three experts, in a 7B model {3 * projector / 1e6:.0f} M instead of {projector / 1e6:.0f} M.
 """)
 
 # %%

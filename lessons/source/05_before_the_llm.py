@@ -489,7 +489,7 @@ for run in runs:
     assert run.visual_tokens <= 64 and run.kv_bytes < full.kv_bytes / 4
 own = {run.method.card.name: run.flops["compression"] / (full.flops["total"] - run.flops["total"]) for run in runs}
 say(f"""
-All come down to (at most) 64 tokens in every layer. Only the smaller picture spares the **tower**, too. The methods' overhead is small: DivPrune's distances cost
+All come down to (at most) 64 tokens in every layer. Only the smaller picture saves work in the **tower**, too. The methods' overhead is small: DivPrune's distances cost
 {100 * own["divprune"]:.1f} % of what the method saves, FasterVLM's row {100 * own["fastervlm"]:.1f} %.
 """)
 
@@ -619,7 +619,7 @@ on *{lost}* ({100 * chance[lost]["accuracy"]:.0f} % to {100 * faster[lost]["accu
 # - [ ] A fourth earlier method
 #   It would still be a comparison among relatives; all may lose to chance.
 # - [x] Random picking, pooling or a smaller picture at 64 tokens
-#   They tell whether looking at the picture was worth anything. The smaller picture also spares the tower, so it is the one to beat in time.
+#   They tell whether looking at the picture was worth anything. The smaller picture also saves work in the tower, so it is the one to beat in time.
 # - [ ] The full model with another prompt
 #   The full model is the upper reference. It says nothing about which 64 tokens to keep.
 

@@ -490,7 +490,7 @@ done so differently.
 # %% [markdown] minutes=8
 # ## 5. At equal cost
 #
-# "64 tokens" of FastV are not 64 tokens of FasterVLM. The package can solve each method's retention for a given cost: here the mean over the layers shall be 192.
+# "64 tokens" of FastV are not 64 tokens of FasterVLM. The package can solve each method's retention for a given cost: here the mean over the layers is to be 192.
 
 # %%
 names = ["fastv", "pyramiddrop", "fastervlm", "random"]
@@ -518,7 +518,7 @@ assert late.kv_lengths[0] > early.kv_lengths[0] and late.kv_lengths[-1] < early.
 assert runs[1].flops["compression"] > 10 * runs[0].flops["compression"]
 say(f"""
 Prefill: {whole.flops["prefill"] / 1e9:.2f} GFLOPs in full, {late.flops["prefill"] / 1e9:.2f} with FastV, {early.flops["prefill"] / 1e9:.2f} with FasterVLM. The work of ranking: FastV {late.flops["compression"] / 1e6:.2f} MFLOPs (one row, keys
-taken from the cache), PyramidDrop {runs[1].flops["compression"] / 1e6:.1f} (three rows, and the next layer's keys anew).
+taken from the cache), PyramidDrop {runs[1].flops["compression"] / 1e6:.1f} (three rows, and the next layer's keys again).
 """)
 
 # %% [markdown]

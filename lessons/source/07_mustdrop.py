@@ -564,7 +564,7 @@ Later tokens are read from a smaller cache and may differ.
 """)
 
 # %% [markdown]
-# **Position ids.** A decoded token needs a position. Here all tokens keep the position they had in the full prompt, and the answer goes on after it. The released code numbers tokens anew at each cut, and a new token takes,
+# **Position ids.** A decoded token needs a position. Here all tokens keep the position they had in the full prompt, and the answer goes on after it. The released code renumbers tokens at each cut, and a new token takes,
 # in each layer, the length of that layer's cache. But the trimmed keys of the early layers still carry their first rotation:
 
 # %%
@@ -582,7 +582,7 @@ In the layers before the first cut the first decoded token would take position {
 # Which stage shortens the time to the first token *least*?
 #
 # - [ ] Stage 1, the merge
-#   It spares the later encoder layers, the projector and every decoder layer. All of them run before the first token.
+#   It saves work in the later encoder layers, the projector and every decoder layer. All of them run before the first token.
 # - [ ] Stage 2, the filter
 #   Decoder layers after the cut run on fewer tokens during prefill.
 # - [x] Stage 3, the cache
@@ -618,7 +618,7 @@ kit.masks(
 # %% [slide]
 # ## Where each stage saves
 #
-# Only the merge spares the tower. Only the filter follows the question. The cache stage saves bytes.
+# Only the merge saves work in the tower. Only the filter follows the question. The cache stage saves bytes.
 
 # %% slide
 work = {

@@ -735,7 +735,7 @@ assert vision.flops["vision"] < alone.flops["vision"]
 kit.bars(work, "GFLOPs", "Work of one answer on the embedded VLM, by stage")
 
 # %% [markdown]
-# FiCoCo-V spares the later encoder layers; L spares none of them. The method's own part (`compression`) is the full attention map of each reduced layer, which a fused kernel never writes down: a map of logits is one product of queries and keys, but it is one, in each of these layers.
+# FiCoCo-V saves work in the later encoder layers; L in none of them. The method's own part (`compression`) is the full attention map of each reduced layer, which a fused kernel never writes down: a map of logits is one product of queries and keys, but it is one, in each of these layers.
 #
 # One question proves nothing. Recorded on held-out questions of all kinds:
 

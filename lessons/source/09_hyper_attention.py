@@ -48,8 +48,8 @@ NAMES = ("hyper-gated", "hyper-fused")
 # | | the picture's tokens stand | new weights | example |
 # | --- | --- | --- | --- |
 # | concatenation | in the sequence, as if they were words | none in the decoder | LLaVA |
-# | cross-attention blocks | beside it, read by new blocks *between* the layers | whole blocks: queries, keys, values, output, MLP | Flamingo (lesson 03) |
-# | hyper attention | beside it, read *inside* the self-attention of a few layers | keys and values of the picture, a gate | mPLUG-Owl3 |
+# | cross-attention blocks | outside it, read by new blocks *between* the layers | whole blocks: queries, keys, values, output, MLP | Flamingo (lesson 03) |
+# | hyper attention | outside it, read *inside* the self-attention of a few layers | keys and values of the picture, a gate | mPLUG-Owl3 |
 #
 # Hyper attention changes little. A layer of the decoder computes queries $Q$, keys $K$ and values $V$ of the words. The **same queries** now also ask the picture. The layer's norm in front, its query projection and its output projection are shared; only keys and values
 # of the picture have a projection of their own:
@@ -78,7 +78,7 @@ kit.facts({
 })  # fmt: skip
 
 # %% [markdown]
-# What enters? The words of the prompt **without** the picture, and beside them the 576 patches, each through LLaVA's two-layer MLP. The picture's **place** is the position of the first word behind it; words before it do not see it.
+# What enters? The words of the prompt **without** the picture, and outside the sequence the 576 patches, each through LLaVA's two-layer MLP. The picture's **place** is the position of the first word behind it; words before it do not see it.
 
 # %%
 tower = vlm.model.model.vision_tower
@@ -92,7 +92,7 @@ sees = torch.arange(len(ids)) >= place  # [S]
 tokens = gated(features, vlm.shape.grid, 576).tokens[0]  # [576, D]
 words = decoder.embed_tokens(torch.tensor(ids))  # [S, D]
 say(
-    f"{len(ids)} words, {place} of them before the picture, and {len(tokens)} patches beside them. The sequence is {len(ids)} long."
+    f"{len(ids)} words, {place} of them before the picture, and {len(tokens)} patches outside the sequence. The sequence is {len(ids)} long."
 )
 
 # %% [markdown] minutes=14
@@ -214,7 +214,7 @@ torch.testing.assert_close(q @ held[0][0][0].transpose(1, 2), moved @ further.tr
 
 
 def layer_zero(patches):
-    """Layer 0 of the package on the words, with these patches beside them."""
+    """Layer 0 of the package on the words, with these patches outside the sequence."""
     memory = gated.layer_memory(decoder, patches[None], place)
     return gated.run(0, decoder.layers[0], words[None], memory, sees, attention_mask=None, position_embeddings=rope)[0]
 
@@ -468,7 +468,7 @@ def implied_gate(q, k, key, sees):
 
 
 # %% [markdown]
-# If all scores were equal, $g$ would be $m / (m + i + 1)$ for word $i$ with $m$ patches: the many patches outvote the few words by number alone. So look at what the trained layers do, beside that.
+# If all scores were equal, $g$ would be $m / (m + i + 1)$ for word $i$ with $m$ patches: the many patches outvote the few words by number alone. So look at what the trained layers do, too.
 
 # %%
 gates, h = [], own_words[None]
@@ -531,7 +531,7 @@ say("With shared projections, layer 0 gives the words what concatenation gives t
 
 # %% [markdown]
 # So the fused version differs from concatenation in three points: keys and values of the picture have projections of their own; all patches stand at one position; and the patches stay **as they came**. In a sequence each layer rewrites them, and the words of layer 4 read what layer 3 made of them.
-# Beside it, layers 0 and 6 read the same 576 vectors. That is where the work is saved, and what the new projections may have to make up for.
+# Outside the sequence, layers 0 and 6 read the same 576 vectors. That is where the work is saved, and what the new projections may have to make up for.
 
 # %% [instructor]
 # The derivation of section 4 is short and worth the board: split the softmax into two sums, factor out. Ask first whether the second release is "without a gate", and let them vote. Ask then what happens to the share if the picture is given at 1,152 patches instead of 576: it grows although
@@ -604,7 +604,7 @@ say(
 # A patch passes no query, no output projection and no MLP of the decoder. And $B$ is small.
 
 # %% [exercise] difficulty=medium minutes=5
-# Count what hyper attention adds to a pass of `text` words with `patches` beside them: keys and values once, then scores and their use for every word. No mask spares anything: words before the picture are computed, too, and discarded. 2 FLOPs per multiply-add. `spec` has `hidden`, `heads`, `kv_heads`, `head_dim`.
+# Count what hyper attention adds to a pass of `text` words with `patches` outside the sequence: keys and values once, then scores and their use for every word. No mask saves anything: words before the picture are computed, too, and discarded. 2 FLOPs per multiply-add. `spec` has `hidden`, `heads`, `kv_heads`, `head_dim`.
 
 
 # %% [solution]
@@ -665,8 +665,8 @@ def in_sequence(pictures):
     return vtc.cost.run_flops(owl_spec, [PATCHES * pictures] * owl_spec.layers, TEXT)["prefill"]
 
 
-def beside_it(pictures):
-    """Prefill FLOPs with all patches beside it, keys and values included."""
+def outside_it(pictures):
+    """Prefill FLOPs with all patches outside the sequence, keys and values included."""
     m, kv = PATCHES * pictures, owl_spec.kv_heads * owl_spec.head_dim
     added = vtc.cost.linear_flops(m, owl_spec.hidden, 2 * kv) + vtc.cost.attention_flops(
         TEXT * m, owl_spec.heads, owl_spec.head_dim
@@ -681,10 +681,10 @@ def cache_mb(pictures, layers):
 
 several = [1, 2, 4, 8, 16, 32]
 assert cache_mb(1, owl_spec.layers) * 1e6 == vtc.cost.kv_bytes(owl_spec, [PATCHES] * owl_spec.layers, 0)
-assert in_sequence(1) > beside_it(1) and in_sequence(32) / beside_it(32) > in_sequence(1) / beside_it(1)
+assert in_sequence(1) > outside_it(1) and in_sequence(32) / outside_it(32) > in_sequence(1) / outside_it(1)
 
 # %% [slide]
-# ## Pictures in the sequence, or beside it
+# ## Pictures in the sequence, or outside it
 #
 # Prefill of a 7B decoder with 100 words, 729 patches per picture: counted, not measured.
 
@@ -692,7 +692,7 @@ assert in_sequence(1) > beside_it(1) and in_sequence(32) / beside_it(32) > in_se
 kit.lines(
     {
         "in the sequence": (several, [in_sequence(p) / 1e12 for p in several]),
-        "hyper attention in 4 of 28 layers": (several, [beside_it(p) / 1e12 for p in several]),
+        "hyper attention in 4 of 28 layers": (several, [outside_it(p) / 1e12 for p in several]),
     },
     "pictures",
     "TFLOPs of the prefill",
@@ -701,7 +701,7 @@ kit.lines(
 
 # %%
 reach = next(
-    n for n in range(1, 10000) if vtc.cost.run_flops(owl_spec, [n] * owl_spec.layers, TEXT)["prefill"] > beside_it(1)
+    n for n in range(1, 10000) if vtc.cost.run_flops(owl_spec, [n] * owl_spec.layers, TEXT)["prefill"] > outside_it(1)
 )
 weights, new = vtc.cost.weight_bytes(owl_spec)["prefill"] / 2, BLOCKS * (3584 * 1024 + 1024 + 3584)
 block = (
@@ -712,7 +712,7 @@ kit.table(
         [
             p,
             f"{in_sequence(p) / 1e12:.1f}",
-            f"{beside_it(p) / 1e12:.1f}",
+            f"{outside_it(p) / 1e12:.1f}",
             f"{cache_mb(p, owl_spec.layers):.0f}",
             f"{cache_mb(p, BLOCKS):.0f}",
             PATCHES * p + TEXT,
@@ -731,7 +731,7 @@ kit.table(
     ],
 )
 say(f"""
-In FLOPs of the decoder, one picture beside the sequence is as dear as **{reach} tokens** in it; in cache as dear as **{PATCHES * BLOCKS / owl_spec.layers:.0f}** ({cache_mb(1, BLOCKS):.1f} MB). No patch is dropped for that: what is spared are layers, and in those four the picture's queries and MLPs.
+In FLOPs of the decoder, one picture outside the sequence costs as much as **{reach} tokens** in it; in cache as much as **{PATCHES * BLOCKS / owl_spec.layers:.0f}** ({cache_mb(1, BLOCKS):.1f} MB). No patch is dropped for that: what is saved are layers, and in those four the picture's queries and MLPs.
 
 It adds {new / 1e6:.1f} million parameters, {100 * new / weights:.2f} % of the decoder. A block of Flamingo's kind has {block / 1e6:.0f} million at these widths. And in a decode step the new projections are not even read: keys and values are at hand.
 """)
@@ -821,4 +821,4 @@ for name in NAMES:
 #
 # - Shared: norm, queries, output projection. New: keys and values of the picture, and a gate, or one softmax.
 # - One softmax **is** a gate: per word and head, without a parameter, and the number of patches votes.
-# - Spared are layers, queries and MLPs, not patches: cheap in FLOPs, dearer in cache.
+# - Layers, queries and MLPs are saved, not patches: cheap in FLOPs, more expensive in cache.

@@ -258,7 +258,7 @@ say(f"""
 """)
 
 # %% [instructor]
-# Ask where the picture could be lost. Each query must say in d numbers (64 here) what its whole factor shall be; the head only writes them out. So per type and layer no more than d numbers about the picture get through, however large the factor.
+# Ask where the picture could be lost. Each query must say in d numbers (64 here) what its whole factor should be; the head only writes them out. So per type and layer no more than d numbers about the picture get through, however large the factor.
 
 # %%
 dims = Dims(vision=1024, hidden=4096, heads=32, kv_heads=32, head_dim=128, intermediate=11008, layers=8, patches=576)

@@ -492,7 +492,7 @@ kit.table(
 )
 
 # %% [markdown]
-# The p-value says whether there is a difference; an interval says how large it may be. **Paired bootstrap**: draw the questions anew, with replacement, and take the mean difference each time; the middle 95 % of these means
+# The p-value says whether there is a difference; an interval says how large it may be. **Paired bootstrap**: draw the questions again, with replacement, and take the mean difference each time; the middle 95 % of these means
 # are the interval. One more thing: four questions about one picture are not independent. A picture that a method cuts badly is bad for all four. So whole *scenes* are drawn.
 
 # %% [exercise] difficulty=hard minutes=8
@@ -560,7 +560,7 @@ def paired_interval(first, second, scenes, resamples=2000):
     return float(low), float(high)
 
 
-# %% [mistake] why="Draws anew for each method, so the pairs are torn apart."
+# %% [mistake] why="Draws again for each method, so the pairs are torn apart."
 def paired_interval(first, second, scenes, resamples=2000):
     _, place = np.unique(scenes, return_inverse=True)
     count, rng = np.bincount(place), np.random.default_rng(0)
@@ -589,7 +589,7 @@ def paired_interval(first, second, scenes, resamples=2000):
 by_scene = intervals.Scenes(sweep["asked"]["scenes"])
 for name in against:
     fresh = by_scene.mean(answers(name, 64) - chance)
-    assert fresh == rows[name, 64]["minus"]["random"]  # the record can be drawn anew from its samples
+    assert fresh == rows[name, 64]["minus"]["random"]  # the record can be computed again from its samples
 
 # %% [slide]
 # ## Against chance, question by question
@@ -759,7 +759,7 @@ check_equal(
 done("four printed figures")
 
 # %% [hint]
-# `n = visual + text`, anew for every layer, because the attention's term is quadratic in it. Multiply by `product` at the end; divide by the number of layers if `mean`.
+# `n = visual + text`, layer by layer, because the attention's term is quadratic in it. Multiply by `product` at the end; divide by the number of layers if `mean`.
 
 
 # %% [mistake] why="The first layer's count times the number of layers: right only without a cut inside the decoder."
@@ -779,7 +779,7 @@ def published(spec, schedule, text, matrices, product, mean=False):
 
 
 # %% [markdown]
-# Here are figures from the tables of these papers, counted anew by the package. Some need nothing but the model and the number of visual tokens. For the others a **text length** had to be found: the last column says with which lengths the digits
+# Here are figures from the tables of these papers, counted again by the package. Some need nothing but the model and the number of visual tokens. For the others a **text length** had to be found: the last column says with which lengths the digits
 # come out as printed. These lengths are reconstructed from the digits, not read in the papers.
 
 # %%
@@ -838,7 +838,7 @@ for name in vtc.cost.CONVENTIONS:
 # %% [slide]
 # ## One cut, eight costs
 #
-# LLaVA-1.5-7B. Counting visual tokens alone makes every cut look deeper; `true` counts the vision tower and the text, which no method here spares.
+# LLaVA-1.5-7B. Counting visual tokens alone makes every cut look deeper; `true` counts the vision tower and the text, which no method here reduces.
 
 # %% slide
 chart = go.Figure()
@@ -903,7 +903,7 @@ spent = {name: first_token(run) for name, run in final.items()}
 assert spent["downsample"] < spent["random"] < spent["fastv"] < spent["pyramiddrop"]
 assert flops["downsample"].visual_tokens > flops["random"].visual_tokens
 say(f"""
-At 192 final tokens PyramidDrop spends {spent["pyramiddrop"] / spent["random"]:.2f} times what Random does, the smaller picture {spent["downsample"] / spent["random"]:.2f} times. At equal FLOPs the smaller picture may hand over **{flops["downsample"].visual_tokens}** tokens, because its tower
+At 192 final tokens PyramidDrop spends {spent["pyramiddrop"] / spent["random"]:.2f} times what Random does, the smaller picture {spent["downsample"] / spent["random"]:.2f} times. At equal FLOPs the smaller picture may keep **{flops["downsample"].visual_tokens}** tokens, because its tower
 is cheaper as well.
 """)
 
@@ -969,7 +969,7 @@ say(f"""
 # Lesson 00 gave the roofline: a stage with $f$ FLOPs that moves $b$ bytes takes at least $\max(f/F, b/B)$ on a device with $F$ FLOP/s and $B$ byte/s. Three consequences for anyone who reads "2.4 times faster":
 #
 # - **A ridge.** In bfloat16 a weight is 2 bytes and does 2 FLOPs per token. So a prefill of $n$ tokens does about $n$ FLOPs per byte, and below $n \approx F/B$ it waits for the weights: fewer tokens buy nothing.
-# - **A decode step** at batch 1 reads all weights for one token. What compression spares is the cache, which is small beside them.
+# - **A decode step** at batch 1 reads all weights for one token. What compression saves is the cache, which is small beside them.
 # - **The rest stays.** Tower, preprocessing, the method's overhead and the cost of launching kernels do not shrink.
 
 # %%
