@@ -632,10 +632,10 @@ assert prefill_ms[0] / prefill_ms[grid.index(64)] > 3 and step_ms[0] / step_ms[g
 
 # %% [markdown]
 # Now measure. A figure can be believed if it says: how many repeats after how many warm-ups, which middle and spread, on which device, with which versions. The package's
-# `measure.repeat` does that; every run has its own stopwatch for each stage. Here the tokens are thinned out evenly (`uniform`) before the decoder.
+# `benchmark.timing.repeat` does that; every run has its own stopwatch for each stage. Here the tokens are thinned out evenly (`uniform`) before the decoder.
 
 # %% [markdown] lang=zh
-# 现在来测量。一个可信的数字要说明：预热几次、重复几次，取哪个中间值和离散程度，在什么设备上，用什么版本。程序包的 `measure.repeat` 就是这样做的；每次运行的每个阶段都有自己的秒表。
+# 现在来测量。一个可信的数字要说明：预热几次、重复几次，取哪个中间值和离散程度，在什么设备上，用什么版本。程序包的 `benchmark.timing.repeat` 就是这样做的；每次运行的每个阶段都有自己的秒表。
 # 这里在解码器之前均匀地抽稀 token（`uniform`）。
 
 # %% [slide]

@@ -1054,7 +1054,7 @@ short = ", ".join(f"{r['title']} ({r['equivalent_tokens']:.0f})" for r in timed 
 booked = {r["title"]: r["flops"]["compression"] / whole["prefill"] for r in timed}
 whole_maps = max(maps["references"], key=lambda r: r["ratios"]["ttft"]["median"])
 say(f"""
-Recorded on {when(bench)}, medians of {bench["repeats"]} pairs. More than 64 tokens on average over the layers: {short}. To the first token {fastest["title"]} gains most: {fastest["ratios"]["ttft"]["median"]:.1f} times. The largest *own work* is that of {busiest["title"]}: its FLOPs are {100 * booked[busiest["title"]]:.1f} % of the full prefill, its time {100 * busiest["own_work"]["median"]:.0f} %. Sorting
+Recorded on {when(bench)}, medians of {bench["repeats"]} pairs. More than 64 tokens on average over the layers: {short}. To the first token {fastest["title"]} gains most: {fastest["ratios"]["ttft"]["median"]:.1f} times. The largest *overhead* is that of {busiest["title"]}: its FLOPs are {100 * booked[busiest["title"]]:.1f} % of the full prefill, its time {100 * busiest["own_work"]["median"]:.0f} %. Sorting
 and gathering, for instance, have no FLOPs at all and take time.
 
 How a method is *written* counts, too. With whole attention maps in place of single rows, as released codes take them, {whole_maps["title"]} takes {whole_maps["ratios"]["ttft"]["median"]:.2f} times as long to the first token, for the same tokens and the same answer (the record of {when(maps)}).
@@ -1080,7 +1080,7 @@ How a method is *written* counts, too. With whole attention maps in place of sin
 # Put together, an honest claim has this form: *On n held-out questions of these kinds, method A at cost c (measured as ...) is right in x % (interval), against y % for the best of random, uniform, pooling and a smaller picture at the same cost;
 # the paired difference is ... (interval, p); by kind it gains on ... and loses on ...; it was not tried on ....*
 #
-# - `vtc_demo/evaluation/intervals.py` has Wilson's interval and the bootstrap, `docs/accuracy.md` says how the record is made and read.
+# - `vtc_demo/evaluation/intervals.py` has Wilson's interval and the bootstrap, `paired.py` McNemar's test, Holm's correction and the number of questions needed; `docs/accuracy.md` says how the record is made and read.
 # - `vtc_demo/cost/conventions.py` is a page; `docs/performance.md` says how times are taken.
 # - `python -m vtc_demo sweep --questions 300 --out FILE` adds questions to a record; the **Sweep** tab of the app shows it.
 # - Lesson 12: write a method of your own and make such a sentence about it.

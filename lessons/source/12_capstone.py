@@ -76,13 +76,13 @@ kit.masks(scene.image, pair, counting, "By attention, and at even distances: 64 
 # Cut the grid into blocks, keep the best patch of each block, and give what is left to the patches with the most attention anywhere.
 #
 # An idea needs a sentence that could turn out false, *before* the first run. Ours: *at 64 tokens, half of them for coverage, more of the evidence of counting questions survives than with attention alone.*
-# In section 5 we see whether it holds. HiRED, for pictures cut into several views, shares its budget among the views in a related way; ours shares it among blocks of one picture.
+# In section 5 we see whether it holds. HiRED, for pictures cut into tiles, shares its budget among the tiles in a related way; ours shares it among blocks of one picture.
 
 # %% [markdown] lang=zh
 # 前者把 token 挤在少数几处；后者处处都看到，却处处都不清楚。本课的想法：**预算的一部分用于覆盖，其余用于注意力**。把网格切成若干区块，每个区块保留最好的图像块，剩下的预算给全图注意力最大的图像块。
 #
 # 在第一次运行*之前*，一个想法需要一句可能被证伪的话。我们的是：*在 64 个 token、其中一半用于覆盖时，计数问题的证据比只用注意力时保留得更多。*
-# 第 5 节将看到它是否成立。HiRED 针对被切成多个视图的图像，以相近的方式在各视图之间分配预算；我们则在一张图的区块之间分配。
+# 第 5 节将看到它是否成立。HiRED 针对被切成多个切片（tile）的图像，以相近的方式在各切片之间分配预算；我们则在一张图的区块之间分配。
 
 # %% [instructor]
 # Let each participant write an idea and its falsifiable sentence on paper; five minutes, in pairs. Those without one follow the lesson's.
@@ -285,7 +285,7 @@ CLASS = '''
 class Blockwise(Method):
     """Keeps the best patch of each block and spends the rest of the budget on attention."""
 
-    gridded = True  # with several views it is asked view by view, each with a grid of its own
+    gridded = True  # of a picture cut into tiles it is asked tile by tile
 
     coverage: float = param(0.5, "share of the budget that is spread over the picture", low=0.0, high=1.0, step=0.05)
 
