@@ -107,6 +107,13 @@ def test_parts_of_a_lesson(lesson):
 
 
 @each
+def test_files_that_a_lesson_names_exist(lesson):
+    text = "\n".join(cell.text for cell in lesson.cells)
+    named = re.findall(r"`((?:vtc_demo|tests|docs|assets)/[^`]+)`", text)
+    assert named and [path for path in named if not (LESSONS.parent / path).exists()] == []
+
+
+@each
 def test_later_cells_need_no_exercise(lesson):
     ready, blocked = set(), set()  # names from plain cells; names that a reader who is stuck does not have
     for cell in lesson.cells:

@@ -918,7 +918,7 @@ for name in ("q-former", "perceiver-resampler", "gated-cross-attention"):
 #
 # - `vtc_demo/connectors/q_former.py`, `perceiver.py`, `gated_attention.py`: each is a page. `tests/connectors/test_connectors.py` compares them with the classes of `transformers`.
 # - `docs/zoo.md`: the recipe, and what else was trained with it.
-# - All three have not read the question. InstructBLIP puts its words into the Q-Former's self-attention, so that the queries know it; lesson 06 prunes by it.
+# - None of the three has read the question. InstructBLIP puts its words into the Q-Former's self-attention, so that the queries know it; lesson 06 prunes by it.
 # - Lessons 00 and 05 have the counts and the baselines that any of this should be held against.
 
 # %% [slide]
