@@ -10,8 +10,9 @@ from counting import counter
 from huggingface_hub.errors import GatedRepoError
 from oracle import Fixed, Spy, close, keep
 from PIL import Image
+from recorded import TowerLayer, of_layer, recorded
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AttentionInterface, Idefics3Processor
+from transformers import Idefics3Processor
 
 from vtc_demo import engine, registry
 from vtc_demo.core.tokens import Reduction, Site
@@ -196,42 +197,11 @@ def test_every_method_without_weights_of_its_own_runs_or_says_why_not(vlm, card)
 
 
 # -- attention on demand ------------------------------------------------------------------------------------------
-@torch.no_grad()
-def recorded(vlm, images):
-    """{attention module's name: [weights [heads, n, n] per call and batch row]} of a pass by plain softmax."""
-    found = {}
-    model = copy.deepcopy(vlm.model)
-    names = {id(module): name for name, module in model.named_modules()}
-
-    def record(module, q, k, v, mask=None, scaling=None, **_):
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
-        scores = q @ k.transpose(2, 3) * scaling
-        if module.is_causal:
-            scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), float("-inf"))
-        weights = scores.softmax(-1)
-        found.setdefault(names[id(module)], []).extend(weights)
-        return (weights @ v).transpose(1, 2).contiguous(), weights
-
-    AttentionInterface.register("record", record)
-    model.set_attn_implementation("record")
-    inputs, _ = given(vlm, images)
-    model(**inputs)
-    return found
-
-
 @pytest.mark.parametrize("images", [[PICTURE], [PICTURE, OTHER]], ids=["one", "two"])
 def test_attention_equals_a_plain_softmax(vlm, images):
-    weights, layout = recorded(vlm, images), vlm.inputs(images).layout
-    last = vlm.adapter.encoder_layers(vlm.model)[vlm.shape.feature_layer]
-    tower = next(name for name, module in vlm.model.named_modules() if module is last)
-    block = torch.stack(
-        [
-            torch.block_diag(*head)
-            for head in zip(*next(w for name, w in weights.items() if name.startswith(tower + ".")))
-        ]
-    )  # [heads, N, N]
-    sources = torch.arange(block.shape[1])[:, None] if layout.sources is None else layout.sources
-    grouped = block[:, :, sources].sum(-1)[:, sources].mean(2)  # [heads, n, n]
+    found, layout = recorded(vlm, images), vlm.inputs(images).layout
+    grouped = TowerLayer(vlm, found, vlm.shape.feature_layer, layout).weights  # [heads, n, n]
+    tokens = layout.extra + layout.units
     checked = []
 
     def look(context):
@@ -239,13 +209,12 @@ def test_attention_equals_a_plain_softmax(vlm, images):
             rows = torch.tensor([5, 0, 6])
             assert close(context.attention("all"), grouped)
             assert close(context.attention(rows, heads="mean"), grouped[:, rows].mean(0))
-            assert context.extra == layout.extra and len(context.hidden) == len(sources)
+            assert context.extra == layout.extra and len(context.hidden) == tokens
             if context.extra:
                 assert close(context.attention("cls"), grouped[:, : context.extra])
-            assert context.keys().shape[1] == len(sources) and context.logits(rows).shape == (3, len(sources))
+            assert context.keys().shape[1] == tokens and context.logits(rows).shape == (3, tokens)
         elif context.site.kind == "llm_layer":
-            name = next(n for n, m in vlm.model.named_modules() if m is vlm.adapter.decoder(vlm.model).layers[1])
-            reference = next(w for key, w in weights.items() if key.startswith(name + "."))[0]
+            reference = of_layer(vlm, found, vlm.adapter.decoder(vlm.model).layers[1]).weights[0]
             assert close(context.attention("all"), reference)
             assert torch.equal(context.anchors, torch.arange(layout.units))
             assert not set(context.text.tolist()) & set(context.visual.tolist())

@@ -12,7 +12,7 @@ from vtc_demo.core.method import Tile
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Site, Trace
 from vtc_demo.models.attention import DecoderProbe, EncoderProbe
-from vtc_demo.models.layout import WHOLE, Crop, Layout
+from vtc_demo.models.layout import Crop, Layout
 
 from .question import Question
 
@@ -67,7 +67,7 @@ class SiteContext:
     def tiles(self) -> tuple[Tile, ...]:
         """The views of the pictures; asked view by view, that view alone."""
         if self.crop is not None:
-            return (self._tile(self.crop, torch.arange(len(self.hidden))),)
+            return (self._tile(self.crop, torch.arange(self.extra, len(self.hidden))),)
         patch = (self.trace.product().anchor - self.trace.extra).clamp(min=-1)
         owner = torch.full((self.layout.units + 1,), -1)  # the last is CLS
         for i, crop in enumerate(self.layout.crops):
@@ -77,8 +77,7 @@ class SiteContext:
         )
 
     def _tile(self, crop: Crop, part: Tensor) -> Tile:
-        alone = sum(other.image == crop.image for other in self.layout.crops) == 1
-        thumbnail = crop.box == WHOLE and not alone
+        thumbnail = self.layout.thumbnail(crop)
         return Tile(part.to(self.hidden.device), crop.grid, crop.box, crop.image, thumbnail)
 
     # -- attention on demand ------------------------------------------------------------------------------------------

@@ -60,6 +60,12 @@ class Layout:
         """One view, whose tower tokens reach the LLM one by one."""
         return len(self.segments) == 1 and self.sources is None
 
+    def thumbnail(self, crop: Crop) -> bool:
+        """Whether it shows a whole picture of which there are other views: of several that do, the coarsest."""
+        views = [other for other in self.crops if other.image == crop.image]
+        whole = [view for view in views if view.box == WHOLE]
+        return len(views) > 1 and bool(whole) and crop is min(whole, key=lambda view: len(view.units))
+
     @cached_property
     def owner(self) -> Tensor:
         """The crop of every token at the projector, [extra + patches]."""

@@ -23,7 +23,7 @@ from .layout import Inputs, Layout, Prompt
 from .text_tower import TextTower
 
 MAX_QUESTION = 400  # characters
-ANSWER = "ANSWER-GOES-HERE"  # stands in for an answer while the chat template is filled
+MARK = "TEXT-GOES-HERE"  # stands in for a question or an answer while the chat template is filled
 
 
 @dataclass(eq=False)
@@ -116,7 +116,7 @@ class VLM:
         """Token ids of the chat prompt around its pictures."""
         text = self.adapter.prompt(self.processor, question, len(layout.pieces))
         found = self._encoded(text)
-        start = text.rfind(question)
+        start = self.adapter.prompt(self.processor, MARK, len(layout.pieces)).find(MARK)
         own = [
             start <= begin and end <= start + len(question) and end > begin for begin, end in found["offset_mapping"]
         ]
@@ -124,10 +124,10 @@ class VLM:
 
     def next_turn(self, question: str) -> list[int]:
         """Token ids from the end of an answer to the beginning of the next, with the question between them."""
-        text = self.adapter.prompt(self.processor, "?", 1, ((ANSWER, question),))
-        if ANSWER not in text:
+        text = self.adapter.prompt(self.processor, "?", 1, ((MARK, question),))
+        if MARK not in text:
             raise ValueError(f"the chat template of {self.name} has no place for an earlier answer; ask anew")
-        return self.tokenizer(text.split(ANSWER)[-1], add_special_tokens=False)["input_ids"]
+        return self.tokenizer(text.split(MARK)[-1], add_special_tokens=False)["input_ids"]
 
     def tokenize(self, text: str) -> list[int]:
         """Ids of a chat prompt, with the token of the beginning, if the model has one, exactly once."""
