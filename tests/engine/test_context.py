@@ -101,16 +101,12 @@ def test_one_view_at_a_time(vlm):
 
     def look(context):
         i = context.seed
-        part = (layout.owner == i).nonzero().flatten()
-        part = part if context.site == PROJECTOR else part[part >= layout.extra]
+        view = (layout.owner == i).nonzero().flatten()
+        part = view if context.site == PROJECTOR else view[view >= layout.extra]
+        patches = view[view >= layout.extra]
         assert close(context.values(), layer.values[:, part])
-        assert close(
-            context.attention("visual")[..., context.extra :],
-            layer.weights[:, part][:, :, part][:, context.extra :, context.extra :],
-        )
-        assert close(
-            context.received(), layer.weights[:, part][:, :, part].sum((0, 1)) / len(layer.weights) / len(part)
-        )
+        assert close(context.attention("visual"), layer.weights[:, patches][:, :, part])
+        assert close(context.received(), layer.weights[:, view][:, :, part].mean((0, 1)))
         (tile,) = context.tiles
         assert torch.equal(tile.part, torch.arange(context.extra, len(part)))
         assert (tile.grid, tile.image) == (layout.crops[i].grid, layout.crops[i].image)
@@ -142,6 +138,32 @@ def test_attention_over_merged_tokens_is_of_their_anchors(vlm):
         return None
 
     watch(vlm, [PROJECTOR, LLM_INPUT], look)
+
+
+def test_cls_rows_of_tokens_that_the_tower_reduced_later(vlm):
+    """Rows of an earlier layer are of the tokens that are left; what the tower lost it does not show any more."""
+    layout = vlm.inputs([PICTURE]).layout
+    found = recorded(vlm, [PICTURE])
+    n, extra = layout.extra + layout.units, layout.extra
+    rows = [TowerLayer(vlm, found, i, layout).weights for i in (0, 1)]
+    rows = [w[:, :extra].sum(1) if extra else w.mean((0, 1))[None] for w in rows]
+    left = []
+
+    def look(context):
+        if context.site.kind == "vision_layer":
+            size = len(context.hidden)
+            return Reduction.select(torch.arange(context.extra, size)[:: 1 if size - context.extra < 2 else 2], size)
+        if context.site == PROJECTOR:
+            left.append(context.anchors + extra)
+            assert context.extra == 0 and len(context.hidden) <= n
+            with pytest.raises(ValueError, match="there is no CLS token"):
+                context.attention("cls")
+        for i, expected in enumerate(rows):
+            assert close(context.cls_attention(i), expected[:, left[0]])
+        assert context.attention("visual").shape[1:] == (len(left[0]), len(left[0]))
+        return None
+
+    watch(vlm, [Site("vision_layer", 2), PROJECTOR, LLM_INPUT], look, layers=[0, 1])
 
 
 # -- attention of the language model --------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from transformers import AttentionInterface
 
 
 class Seen(NamedTuple):
-    """Of one attention module: per call and batch row, weights [heads, n, n], keys (with RoPE) and values [kv, n, d]."""
+    """Of one attention module: weights [heads, n, n], keys (with RoPE) and values [kv, n, d] of each batch row."""
 
     weights: list[Tensor]
     keys: list[Tensor]

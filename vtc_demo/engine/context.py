@@ -24,7 +24,8 @@ class SiteContext:
     """See `HookContext`. sequence, visual, text, after (how many of the text follow the image): LLM sites only.
 
     part, crop: the tokens of one view among all, and that view, if the method is asked view by view. columns: which of
-    the probe's tokens stand here, where the probe is of the encoder and the tokens are beyond it.
+    the probe's tokens stand here, where the probe is of the encoder and the tokens are beyond it; lead: how many of the
+    probe's tokens are no patch there. recorded: by layer, what the tokens of the probe get from CLS.
     """
 
     site: Site
@@ -44,6 +45,7 @@ class SiteContext:
     part: Tensor | None = None
     crop: Crop | None = None
     columns: Tensor | None = None
+    lead: int = 0
     question: Question | None = None
     recorded: dict[int, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
@@ -113,10 +115,7 @@ class SiteContext:
             raise ValueError(
                 f"CLS attention of encoder layer {layer} was not asked for in cls_layers(); it has {known}"
             )
-        found = self.recorded[layer]
-        if self.columns is None:
-            return found if self.part is None else found[:, self.part]
-        return found[:, self.columns]
+        return self._here(self.recorded[layer])
 
     def _probe(self, of: str) -> Probe:
         if of not in ("previous", "next"):
@@ -151,7 +150,7 @@ class SiteContext:
         return named[rows]
 
     def _encoder_rows(self, rows: Any, places: Tensor) -> Tensor:
-        lead = self.extra if self.columns is None else self.layout.extra
+        lead = self.extra if self.columns is None else self.lead
         if rows == "cls" and not lead:
             raise ValueError(f"at {self.site} there is no CLS token; ask for 'all' rows")
         patches = places[lead:] if self.columns is None else self.columns

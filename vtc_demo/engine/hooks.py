@@ -128,6 +128,7 @@ class Hooks:
         """Of all views together or of each by itself; the cost of answering is booked."""
         if self._by_view(site):
             return self._each_view(site, hidden, anchor, **state)
+        state.pop("standing", None)
         return self._answer(site, hidden, self.shape, None, **state)
 
     def _by_view(self, site: Site) -> bool:
@@ -164,19 +165,28 @@ class Hooks:
                 yield i, places
 
     def _each_view(
-        self, site: Site, hidden: Tensor, anchor: Tensor, extra: int, visual=None, columns=None, **state
+        self, site: Site, hidden: Tensor, anchor: Tensor, extra: int, visual=None, columns=None, standing=None, **state
     ) -> Answer:
-        """One answer, put together from those of each view."""
-        found, indices = [], {"visual": visual, "columns": columns}
+        """One answer, put together from those of each view.
+
+        standing: the tokens at the projector at whose places those of an encoder's layer stand, where the tokens
+        themselves are beyond it and `columns` says which of the layer's they are.
+        """
+        found = []
         entered = None if self.entered is None else self.layout.owner[self.entered.cpu()]
         for i, places in self.views(anchor):
             crop, part = self.layout.crops[i], places.to(hidden.device)
             own = {"extra": int((places < extra).sum()), "part": places, "crop": crop, "seed": self.seed + i}
             own |= {"base": len(crop.units) if entered is None else int((entered == i).sum())}
-            own |= {name: None if value is None else value[part] for name, value in indices.items()}
+            own |= {"visual": None if visual is None else visual[part]}
+            keys = part  # of the view among the keys of an encoder's layer
+            if columns is not None:
+                keys = (self.layout.owner[standing.cpu()] == i).nonzero().flatten().to(hidden.device)
+                own |= {"columns": torch.searchsorted(keys, columns[part]), "lead": int((keys < state["lead"]).sum())}
+            own |= {"recorded": {layer: rows[:, keys] for layer, rows in state.get("recorded", {}).items()}}
             for name in ("previous", "next"):
                 if isinstance(probe := state.get(name), EncoderProbe):
-                    own[name] = probe.only(part)
+                    own[name] = probe.only(keys)
             one = self._answer(site, hidden[part], replace(self.shape, grid=crop.grid), i, **(state | own))
             found.append((part, one))
         return self._joined(found, len(hidden))

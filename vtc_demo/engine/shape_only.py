@@ -220,7 +220,12 @@ class EncoderRows(EncoderProbe):
         return scores(() if mean else (self.heads,), len(rows), self.tokens)
 
     def logits(self, rows):
-        self._projected(), self._queries(rows if self.sources is None else self.sources[rows].flatten())
+        self._projected()
+        if self.sources is None:
+            self._queries(rows)
+        else:
+            self._queries(self.sources[rows].flatten(), 0)
+            self.flops += cost.linear_flops(len(rows), self.entered.shape[1], self.tokens)
         return scores((), len(rows), self.tokens)
 
 

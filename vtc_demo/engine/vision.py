@@ -31,10 +31,14 @@ class LayerSpans(NamedTuple):
 
 
 class ClsRows(NamedTuple):
-    """What each token of a layer gets from CLS, or without CLS from all tokens on average; and its FLOPs."""
+    """What each token of a layer gets from CLS, or without CLS from all tokens on average; and its FLOPs.
+
+    anchor [t]: the token at the projector at whose place each stands.
+    """
 
     attention: Tensor  # [heads, t] float32
     flops: int
+    anchor: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,9 +112,10 @@ def cls_rows(work: ForwardPass, i: int, entered: Tower) -> ClsRows:
     probe = work.backend.tower_probe(i, entered)
     assert probe is not None  # layer i has run
     if entered.extra == 0:
-        return ClsRows(probe.received()[None], probe.flops)
+        return ClsRows(probe.received()[None], probe.flops, entered.anchor)
     rows = probe.attention(torch.arange(entered.extra, device=entered.hidden.device))  # [heads, extra, t]
-    return ClsRows(rows.sum(1), probe.flops)  # views do not see each other: the row of each is 0 on the others
+    # views do not see each other: the row of each is 0 on the others
+    return ClsRows(rows.sum(1), probe.flops, entered.anchor)
 
 
 def project(work: ForwardPass, encoded: Encoded, question: Question | None = None) -> Projected:
@@ -142,7 +147,8 @@ def project(work: ForwardPass, encoded: Encoded, question: Question | None = Non
         state |= {"recorded": {}}
     else:
         state |= _probes(work, encoded, Site("llm_input"))
-    reduction, _ = hooks.ask(Site("llm_input"), visual[0], anchor, extra=0, columns=columns, **state)
+    state |= {"columns": columns, "standing": tower.anchor, "lead": tower.extra}
+    reduction, _ = hooks.ask(Site("llm_input"), visual[0], anchor, extra=0, **state)
     if reduction is not None:
         visual, anchor = reduction.apply(visual), anchor[reduction.anchor]
         deepstack = [reduction.apply(d) for d in deepstack]
@@ -153,18 +159,28 @@ def _probes(work: ForwardPass, encoded: Encoded, site: Site) -> dict[str, Any]:
     """Of the feature layer, and of the one behind it, which does not run but can be asked for its attention."""
     if site not in work.hooks.sites:
         return {}
-    last = work.hooks.shape.feature_layer
-    return {
-        "previous": work.backend.tower_probe(last, encoded.entered),
+    last, whole = work.hooks.shape.feature_layer, len(encoded.entered.anchor) == len(encoded.features.anchor)
+    return {  # a layer that lost tokens between its attention and its MLP has no map of those that are left
+        "previous": work.backend.tower_probe(last, encoded.entered) if whole else None,
         "next": work.backend.tower_probe(last + 1, encoded.features),
     }
 
 
 def _booked_cls(work: ForwardPass, encoded: Encoded) -> dict[int, Tensor]:
-    """The CLS rows that the method asked for. A layer's keys are projected again for them: the method pays."""
+    """The CLS rows that the method asked for, of the tokens that are left behind the tower.
+
+    A layer's keys are projected again for them: the method pays.
+    """
     wanted = {i: rows for i, rows in encoded.cls.items() if i in work.cls_layers}
     work.hooks.overhead += sum(rows.flops for rows in wanted.values())
-    return {i: rows.attention for i, rows in wanted.items()}
+    left = encoded.features.anchor
+    return {i: rows.attention[:, places_of(left, rows.anchor)] for i, rows in wanted.items()}
+
+
+def places_of(some: Tensor, among: Tensor) -> Tensor:
+    """Where each of `some` [p] stands among others [n], both without repetition."""
+    order = among.argsort()
+    return order[torch.searchsorted(among[order], some)]
 
 
 def _connect(work: ForwardPass, features: Tensor) -> Projected:

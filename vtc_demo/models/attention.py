@@ -208,14 +208,21 @@ class EncoderProbe(Probe):
         if self.sources is None:
             return mean_logits(self._queries(rows), keys, self.scale)
         members = self.sources[rows]
-        queries = self._queries(members.flatten()).unflatten(1, members.shape).mean(2)
+        queries = self._queries(members.flatten(), 0).unflatten(1, members.shape).mean(2)
+        self.flops += cost.linear_flops(len(rows), self.entered.shape[1], self.tokens)
         return mean_logits(queries, keys[:, self.sources].mean(2), self.scale)
 
     def _queries(self, rows: Tensor, keys: int | None = None) -> Tensor:
         """[heads, r, d] with RoPE; books them and their scores over `keys` keys (default: all)."""
         width, heads = self.entered.shape[1], self.block.num_heads
         self.flops += cost.rows_attention_flops(
-            len(rows), keys or self.entered.shape[0], heads, width // heads, width, heads, project_keys=False
+            len(rows),
+            self.entered.shape[0] if keys is None else keys,
+            heads,
+            width // heads,
+            width,
+            heads,
+            project_keys=False,
         )
         return self._rotated(self._split(self.project(self._input()[rows], "q")), rows)
 
