@@ -12,7 +12,7 @@ from vtc_demo import engine, registry
 from vtc_demo.core.environment import environment
 from vtc_demo.core.method import Method
 from vtc_demo.core.run import Run
-from vtc_demo.engine import Cancel
+from vtc_demo.engine import Cancel, Stopped
 from vtc_demo.models import VLM
 
 from . import matching
@@ -82,27 +82,30 @@ def compare(vlm: VLM, image, question: str, chosen: Iterable, **options) -> Comp
     return last
 
 
-def compare_events(vlm: VLM, image, question: str, chosen: Iterable, **settings) -> Generator[Event, None, None]:
+def compare_events(
+    vlm: VLM, image, question: str, chosen: Iterable, *, cancel: Cancel | None = None, **settings
+) -> Generator[Event, None, None]:
     """Run the methods one after another and yield an Event at every step, the last being "done".
 
     settings: of `request.Settings`. match: compare at equal cost, one of `request.MATCHES`; each method's retention is
     then solved, whatever it says. tokens: the cost is that of so many visual tokens left before the language model; or
-    target: the cost itself. Bad input raises ValueError here, before the first event.
+    target: the cost itself. cancel: see `stream`. Bad input raises ValueError here, before the first event.
     """
-    return stream(vlm, Request.parse(vlm, image, question, chosen, **settings))
+    return stream(vlm, Request.parse(vlm, image, question, chosen, **settings), cancel)
 
 
 def stream(vlm: VLM, request: Request, cancel: Cancel | None = None) -> Generator[Event, None, None]:
     """The events of a request. Raises ValueError here for a budget that its pictures do not allow.
 
     A method that does not suit the model or the image gives an "error" event and a Run with that error; the other
-    columns go on. Closing the generator stops the work; a press of `cancel` ends it between two layers.
+    columns go on. Closing the generator stops the work. A press of `cancel`, or its deadline, ends it between two
+    layers: that column gives an "error" event, those after it are not begun, and "done" has the runs so far.
     """
     settings = request.settings
     cost = settings.model_dump(include={"tokens", "target", "seed", "tiles"})
     matcher = None
     if settings.match is not None:
-        matcher = matching.Matcher(vlm, request.pictures, request.question, settings.match, **cost)
+        matcher = matching.Matcher(vlm, request.pictures, request.question, settings.match, cancel=cancel, **cost)
     return _events(vlm, request, matcher, cancel)
 
 
@@ -117,7 +120,8 @@ def _events(
     columns, options = request.methods, of_engine(request.settings) | {"cancel": cancel}
     yield Event("start", None, None, [method.card.title for method in columns])
     engine.warm_up(vlm)
-    runs = []
+    runs: list[Run] = []
+    stopped = False
     for index, method in enumerate(columns):
         matched = None
         try:
@@ -132,9 +136,12 @@ def _events(
                         runs.append(data)
                     named = {"stage": "stage", "token": "text"}.get(kind)
                     yield Event(kind, index, method, {named: data} if named else data)
-        except ValueError as error:
+        except (ValueError, Stopped) as error:
             runs.append(Run(method, error=str(error)))
             yield Event("error", index, method, str(error))
-    match = matcher.to_dict() if matcher else None
+            if stopped := isinstance(error, Stopped):
+                break
+    known = not stopped or any(run.matched for run in runs)  # the target may need a pass
+    match = matcher.to_dict() if matcher and known else None
     around = environment(vlm.device, vlm.dtype)
     yield Event("done", None, None, Comparison(request.question, vlm.name, runs, around, match))

@@ -41,10 +41,24 @@ class Matcher:
 
     match: one of MATCHES. Either tokens: the target is what that many visual tokens cost that are left before the
     language model at no cost of the choice; or target: in the unit of the measure, FLOPs for "flops". Other arguments
-    as in `vtc_demo.run`. Raises ValueError for a measure that does not exist and a target that cannot be meant.
+    as in `vtc_demo.run`; cancel: of the passes. Raises ValueError for a measure that does not exist and a target that
+    cannot be meant.
     """
 
-    def __init__(self, vlm: VLM, image, question: str, match: str, *, tokens=None, target=None, seed=0, tiles="global"):
+    def __init__(
+        self,
+        vlm: VLM,
+        image,
+        question: str,
+        match: str,
+        *,
+        tokens=None,
+        target=None,
+        seed=0,
+        tiles="global",
+        cancel: engine.Cancel | None = None,
+    ):
+        self.cancel = cancel
         self.vlm, self.question, self.seed, self.tiles = vlm, vlm.check_question(question), seed, tiles
         self.pictures = Pictures.open(image)
         self.match, self.tokens, self._target = match, tokens, target
@@ -185,7 +199,7 @@ class Matcher:
     def _pass(self, method: Method) -> tuple[Run, Cost]:
         """A real pass up to the first token, made once; the vision pass is shared as in any run."""
         if method not in self._passes:
-            options = {"max_new_tokens": 1, "seed": self.seed, "tiles": self.tiles}
+            options = {"max_new_tokens": 1, "seed": self.seed, "tiles": self.tiles, "cancel": self.cancel}
             run = engine.run(self.vlm, self.pictures, self.question, method, **options)
             self._passes[method] = run, Cost.of(run)
         return self._passes[method]

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import AutoTokenizer, CLIPModel
+from transformers import AutoConfig, AutoTokenizer, CLIPModel
 
 from vtc_demo import cost
 
@@ -24,9 +24,16 @@ class TextTower:
 
     @classmethod
     def load(cls, source: str | Path, device, dtype, **options) -> TextTower:
-        """From a folder or hub id of a CLIP model; options go to `from_pretrained`."""
-        model = CLIPModel.from_pretrained(source, dtype=dtype, use_safetensors=True, **options).to(device).eval()
-        return cls(model, AutoTokenizer.from_pretrained(source, **options))
+        """From a folder or hub id of a CLIP model; options go to `from_pretrained`. Raises ValueError for another."""
+        found = AutoConfig.from_pretrained(source, **options).model_type
+        if found != "clip":  # its weights would be left aside, and random ones taken
+            raise ValueError(f"it is no CLIP model; its family is {found!r}")
+        model, info = CLIPModel.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, output_loading_info=True, **options
+        )
+        if info["missing_keys"]:
+            raise ValueError(f"weights are missing, among them {min(info['missing_keys'])}")
+        return cls(model.to(device).eval(), AutoTokenizer.from_pretrained(source, **options))
 
     @property
     def vision_width(self) -> int:
