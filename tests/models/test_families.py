@@ -1,8 +1,10 @@
 """Every family against transformers' own generate, slow references, recorded attention and counted FLOPs."""
 
 import copy
+import json
 
 import families
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -18,6 +20,7 @@ from vtc_demo import engine, registry
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.engine.chat import Chat
 from vtc_demo.engine.language import step
+from vtc_demo.figures import masks
 from vtc_demo.models import CATALOG, FAMILIES, load_vlm, memory
 from vtc_demo.models.catalog import pick
 from vtc_demo.models.layout import NEWLINE, VISUAL
@@ -194,6 +197,62 @@ def test_every_method_without_weights_of_its_own_runs_or_says_why_not(vlm, card)
             for site in run.to_dict()["sites"][-1:]:
                 assert len(site["status"]) == run.trace.grid[0] * run.trace.grid[1]
                 assert sum(s > 0 for s in site["status"]) == site["counts"]["kept"] + site["counts"]["merged"]
+
+
+# -- nothing is left ----------------------------------------------------------------------------------------------
+class Withdrawn(Fixed):
+    withdraws = True
+
+    def spec(self):
+        return {"method": "fixed"}  # plans are no JSON
+
+
+def withdrawn(site, n):
+    return Withdrawn(plan={site: Reduction.select(torch.empty(0, dtype=torch.long), n, torch.arange(float(n)))})
+
+
+@pytest.mark.parametrize("site", [Site("projector"), Site("llm_input"), Site("llm_layer", 0), Site("llm_layer", 2)])
+def test_a_withdrawal(vlm, site):
+    """The words alone go on; in chats, too. Everything that reads the run says that nothing is left."""
+    whole, further = Whole(vlm, [PICTURE]), "how many star ?"
+    n, extra = len(whole.places), vlm.inputs([PICTURE]).layout.extra
+    before = site.layer is None
+    method = withdrawn(site, n + (extra if site.kind == "projector" else 0))
+    chat = Chat(vlm, PICTURE, method)
+    first, second = chat.ask(tiny.QUESTION, NEW), chat.ask(further, NEW)
+    drops, renumber = {site.layer or 0: []}, before and vlm.adapter.axes == 1
+    assert first.token_ids == whole.masked(drops, renumber)
+    if not renumber:
+        fed = first.token_ids + vlm.next_turn(further)
+        assert second.token_ids == whole.masked(drops, extra_ids=fed)
+    schedule = [0 if k >= (site.layer or 0) else n for k in range(4)]
+    text = whole.embeds.shape[1] - n
+    assert first.trace.schedule == schedule and first.kv_lengths == [m + text + NEW - 1 for m in schedule]
+    assert first.trace.fate().counts == {"dropped": n, "merged": 0, "kept": 0}
+    assert first.trace.evidence_kept(torch.ones(n)) == 0 and len(first.trace.sizes()) == 0
+    assert first.trace.steps[-1].reduction.scores.tolist() == list(range(method.plan[site].n))
+    told = json.loads(json.dumps(first.to_dict()))
+    assert told["sites"][-1]["tokens"] == told["visual_tokens"] == 0 and set(told["sites"][-1]["status"]) <= {0}
+    assert f"{n} dropped" in masks.counts(told["sites"][-1])
+    assert masks.frames(told)[-1]["tokens"] == 0 and masks.mask(told, "data:,", title="x").startswith("<svg")
+    assert masks.evidence_share(told, np.ones((4, 4), dtype=bool)) == 0
+    assert first.flops["total"] < answer(vlm).flops["total"]
+
+
+def test_a_cache_without_visual_tokens(vlm):
+    n = vlm.inputs([PICTURE]).layout.units
+    run = answer(vlm, withdrawn(Site("kv_cache"), n))
+    text = Whole(vlm, [PICTURE]).embeds.shape[1] - n
+    assert run.kv_lengths == [text + NEW - 1] * 4 and run.trace.schedule == [n] * 4
+    assert run.token_ids[0] == answer(vlm).token_ids[0]
+
+
+def test_after_a_withdrawal_nothing_is_asked(vlm):
+    n, asked = vlm.inputs([PICTURE]).layout.units, []
+    none = withdrawn(Site("llm_input"), n).plan
+    plan = none | dict.fromkeys([Site("llm_layer", 1), Site("kv_cache")])
+    answer(vlm, Spy(plan=plan, look=lambda context: asked.append(context.site)))
+    assert asked == [Site("llm_input")]
 
 
 # -- attention on demand ------------------------------------------------------------------------------------------

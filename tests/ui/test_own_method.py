@@ -37,7 +37,7 @@ BROKEN = {
     "namesake": (changed("Mine", "FastV"), "load", "class is called FastV too"),
     "deep": (changed('Site("llm_input")', 'Site("llm_layer", shape.oops)'), "card", "sites() refuses a model of 4"),
     "typo": (changed("self.power), ", "self.powr), "), "reductions", "typo.py, line"),
-    "list": (changed(REDUCE, "return [0, 1]"), "reductions", "must return a Reduction or None, not list"),
+    "list": (changed(REDUCE, "return [0, 1]"), "reductions", "must return a Reduction, Effects or None, not list"),
     "wrong": (changed(REDUCE, "return Reduction.identity(3)"), "reductions", "is one of 3 tokens, but 48 are here"),
     "twice": (
         changed(REDUCE, "return Reduction.select(top(norms(context.hidden, 2), self.keep(n)).flip(0), n)"),

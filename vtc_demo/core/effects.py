@@ -69,6 +69,9 @@ class Redistribute(Effect):
     edit: Callable[[Tensor, Tensor], Tensor]
     rows: Literal["last", "all"] = "last"
 
+    def __post_init__(self):
+        one_of(self, "rows", ("last", "all"))
+
 
 @dataclass(frozen=True, eq=False)
 class Skip(Effect):
@@ -77,6 +80,9 @@ class Skip(Effect):
     sites = ("llm_layer",)
     tokens: Tensor
     part: Literal["layer", "mlp"] = "layer"
+
+    def __post_init__(self):
+        one_of(self, "part", ("layer", "mlp"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +96,9 @@ class QuantiseCache(Effect):
     sites = ("kv_cache",)
     bits: int = 8
     tokens: Tensor | None = None
+
+    def __post_init__(self):
+        one_of(self, "bits", tuple(range(1, 9)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +115,12 @@ class SparseMLP(Effect):
 
     sites = ("llm_layer",)
     neurons: Tensor
+
+
+def one_of(effect: Effect, name: str, choices: tuple) -> None:
+    if getattr(effect, name) not in choices:
+        given = f"{type(effect).__name__}({name}={getattr(effect, name)!r})"
+        raise ValueError(f"{given}; choose {', '.join(map(str, choices[:-1]))} or {choices[-1]}")
 
 
 def quantised(x: Tensor, bits: int) -> Tensor:

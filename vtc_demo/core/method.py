@@ -122,6 +122,11 @@ class HookContext(Protocol):
 Outcome = Reduction | Effect | tuple[Reduction | Effect, ...] | None  # of a hook
 
 
+def parts(outcome: Outcome) -> tuple[Reduction | Effect, ...]:
+    """What an outcome is made of, in its order."""
+    return outcome if isinstance(outcome, tuple) else () if outcome is None else (outcome,)
+
+
 @dataclass(frozen=True)
 class Method(ABC):
     """Base of all methods. Subclasses are frozen dataclasses; their card follows the class, so that the maths leads."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtc_demo.core.clock import Stopwatch
 from vtc_demo.core.effects import Effect, SizeBias
-from vtc_demo.core.method import Method
+from vtc_demo.core.method import Method, parts
 from vtc_demo.core.rearrange import concatenate_blocks, in_order, shrink
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Reduction, Site, Trace
@@ -142,19 +142,22 @@ class Hooks:
         outcome = self.method.reduce(context)
         self.overhead += context.spent + self.method.overhead_flops(context)
         self.overhead += context.question.book() if context.question is not None else 0
-        parts = outcome if isinstance(outcome, tuple) else () if outcome is None else (outcome,)
-        reductions = [part.to(hidden.device) for part in parts if isinstance(part, Reduction)]
-        effects = [part.to(hidden.device) for part in parts if isinstance(part, Effect)]
-        self._check_outcome(site, len(hidden), parts, reductions, effects)
+        given = parts(outcome)
+        reductions = [part.to(hidden.device) for part in given if isinstance(part, Reduction)]
+        effects = [part.to(hidden.device) for part in given if isinstance(part, Effect)]
+        self._check_outcome(site, len(hidden), given, reductions, effects)
         return Answer(reductions[0] if reductions else None, effects)
 
-    def _check_outcome(self, site: Site, n: int, parts: tuple, reductions: list, effects: list) -> None:
+    def _check_outcome(self, site: Site, n: int, given: tuple, reductions: list, effects: list) -> None:
         name = self.method.card.name
-        if len(reductions) + len(effects) != len(parts) or len(reductions) > 1 or any(r.n != n for r in reductions):
-            raise ValueError(f"{name}: at {site} a Reduction of {n} tokens was due, got {parts}")
+        if len(reductions) + len(effects) != len(given) or len(reductions) > 1 or any(r.n != n for r in reductions):
+            raise ValueError(f"{name}: at {site} a Reduction of {n} tokens was due, got {given}")
+        left = reductions[0].m if reductions else n
         for effect in effects:
             if site.kind not in effect.sites or (self.method.inside and site.layer is not None):
                 raise ValueError(f"{name}: {type(effect).__name__} cannot be asked for at {site}")
+            if isinstance(effect, SizeBias) and len(effect.size) != left:
+                raise ValueError(f"{name}: at {site} a SizeBias of {left} tokens was due, got {len(effect.size)} sizes")
 
     def views(self, anchor: Tensor) -> Iterator[tuple[int, Tensor]]:
         """(number, which of the tokens [p] on the CPU) of every view that has some."""

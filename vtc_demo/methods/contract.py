@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from vtc_demo.core.effects import Effect, Redistribute, SizeBias
 from vtc_demo.core.flop_counting import FlopCounter, uncounted
-from vtc_demo.core.method import Method, Tile
+from vtc_demo.core.method import Method, Outcome, Tile, parts
 from vtc_demo.core.operations import others
 from vtc_demo.core.parameters import build, declared
 from vtc_demo.core.shape import ModelShape
@@ -153,13 +154,17 @@ class SeededContext:
     def logits(self, rows="last", *, of="previous") -> Tensor:
         return self._rows(rows, of, softmax=False).mean(0)
 
-    @uncounted()
     def keys(self) -> Tensor:
-        return self._heads(0, 1)
+        return self._of_encoder(0)
+
+    def values(self) -> Tensor:
+        return self._of_encoder(1)
 
     @uncounted()
-    def values(self) -> Tensor:
-        return self._heads(1, 1)
+    def _of_encoder(self, which: int) -> Tensor:
+        if self.in_llm:
+            raise ValueError("no encoder layer has just run; keys and values are for sites up to llm_input")
+        return self._heads(which, 1)
 
     @uncounted()
     def cls_attention(self, layer: int) -> Tensor:
@@ -190,15 +195,21 @@ class SeededContext:
         if self.in_llm and softmax:
             logits = logits.masked_fill(torch.ones(logits.shape[1:]).triu(1).bool(), -float("inf"))
         full = torch.softmax(logits, -1) if softmax else logits
-        named = {"cls": slice(1), "last": slice(-1, None), "all": slice(None), "visual": self.visual, "text": self.text}
-        named["after"] = slice(TEXT[0] + self.n, None)
+        named: dict[str, Any] = {"all": slice(None), "visual": self.tensors["visual"][self.extra :]}
+        if self.in_llm:
+            named |= {"last": slice(-1, None), "text": self.text, "after": slice(TEXT[0] + self.n, None)}
+        else:
+            named["cls"] = slice(1)
+        if isinstance(rows, str) and rows not in named:
+            raise ValueError(f"there are no rows {rows!r}; choose {', '.join(named)} or an index tensor")
         return full[:, named[rows] if isinstance(rows, str) else rows]
 
 
 def rehearse(
     method: Method, shape: ModelShape = SHAPE, around=lambda hook, context: hook(context), size: int = SIZE
 ) -> list:
-    """What the method answers at each of its sites: Reductions, or None. Every context has the tokens that are left.
+    """What the method answers at each of its sites. Every context has the tokens that are left; where there are none,
+    nothing is asked.
 
     `around(hook, context)` may watch each call. size: of a head. CLS leaves with the encoder, as in the engine.
     Raises Broken with the site, the number of tokens and the line of the file where a hook broke off.
@@ -212,6 +223,8 @@ def rehearse(
             n, extra = n - extra, 0
         if site.kind == "llm_layer" and entered is None:
             entered = n
+        if n == 0:
+            break
         base = shape.patches if entered is None else entered
         context = SeededContext(site, shape, base, n, extra, size=size, memory=memory, recorded=recorded)
         try:
@@ -220,11 +233,16 @@ def rehearse(
             raise Broken(
                 f"at {site} with {n} tokens, {_settings(method, shape)}: {told(error, type(method))}"
             ) from error
-        if isinstance(out[-1], Reduction):
-            n = out[-1].m
+        for reduction in reductions(out[-1]):
+            n = reduction.m
             if site.kind == "projector":
                 extra = 0  # whatever it kept counts as visual tokens
     return out
+
+
+def reductions(outcome: Outcome) -> list[Reduction]:
+    """Of an outcome; a sound one has at most one."""
+    return [part for part in parts(outcome) if isinstance(part, Reduction)]
 
 
 def _sites(method: Method, shape: ModelShape) -> tuple[Site, ...]:
@@ -273,37 +291,52 @@ def card_is_complete(cls: type[Method]) -> Iterator[str]:
 
 
 def reductions_are_valid(cls: type[Method]) -> None:
-    """Every hook answers None or a Reduction of the tokens it was shown, at every retention, with and without CLS."""
+    """Every hook answers None, a Reduction of the tokens it was shown, Effects or both, at every retention, with and
+    without CLS."""
     for has_cls in (True,) if "cls" in cls.card.needs else (True, False):
         shape = dataclasses.replace(SHAPE, has_cls=has_cls)
         for retention in _retentions(cls):
             method = cls(retention=retention)
 
             def held(hook, context, method=method, shape=shape):
-                reduction = hook(context)
-                for fault in faults(reduction, context.n):
+                outcome = hook(context)
+                for fault in faults(outcome, context, method):
                     raise Broken(fault)
-                return reduction
+                return outcome
 
             rehearse(method, shape, held)
 
 
-def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
-    """What is wrong with an answer at a site of n tokens."""
-    if reduction is None:
-        return
-    if not isinstance(reduction, Reduction):
-        yield f"reduce() must return a Reduction or None, not {type(reduction).__name__}"
-        return
+def faults(outcome: Outcome, context: SeededContext, method: Method | type[Method]) -> Iterator[str]:
+    """What is wrong with an answer at a site."""
+    left = context.n
+    for part in parts(outcome):
+        if not isinstance(part, Reduction | Effect):
+            yield f"reduce() must return a Reduction, Effects or None, not {type(part).__name__}"
+            return
+    found = reductions(outcome)
+    if len(found) > 1:
+        yield f"{len(found)} Reductions at one site; give one"
+    for reduction in found:
+        yield from _faults_of_reduction(reduction, context.n, int(not method.withdraws))
+        left = reduction.m
+    for part in parts(outcome):
+        if isinstance(part, Effect):
+            yield from _faults_of_effect(part, context, left, method)
+
+
+def _faults_of_reduction(reduction: Reduction, n: int, least: int) -> Iterator[str]:
     if reduction.n != n:
         yield f"the Reduction is one of {reduction.n} tokens, but {n} are here"
-    if not 1 <= reduction.m <= reduction.n:
-        yield f"{reduction.m} tokens are left; at least 1 and at most {reduction.n} must be"
+    if not least <= reduction.m <= reduction.n:
+        yield f"{reduction.m} tokens are left; at least {least} and at most {reduction.n} must be"
+    if reduction.scores is not None and reduction.scores.shape != (n,):
+        yield f"Reduction.scores needs one score for each of the {n} tokens"
     for name, size in (("new", reduction.m), ("old", reduction.n), ("anchor", reduction.n)):
         index = getattr(reduction, name)
         if index.dtype != torch.int64:
             yield f"Reduction.{name} must be int64, not {index.dtype}"
-        elif not len(index) or index.min() < 0 or index.max() >= size:
+        elif bool(len(index)) != bool(reduction.m) or (len(index) and not 0 <= index.min() <= index.max() < size):
             yield f"Reduction.{name} must hold indices from 0 to {size - 1}"
     if reduction.anchor.shape != (reduction.m,) or reduction.new.shape != reduction.old.shape:
         yield "Reduction.anchor needs one entry per new token, and new and old must be equally long"
@@ -314,6 +347,49 @@ def faults(reduction: Reduction | None, n: int) -> Iterator[str]:
             yield "kept indices must ascend, none twice (core.operations.top sorts them)"
     elif reduction.weight.shape != reduction.new.shape or not torch.isfinite(reduction.weight).all():
         yield "a merge needs one finite weight per entry"
+
+
+def _faults_of_effect(
+    effect: Effect, context: SeededContext, left: int, method: Method | type[Method]
+) -> Iterator[str]:
+    """left: visual tokens after the reduction that came with it."""
+    name, site = type(effect).__name__, context.site
+    if site.kind not in effect.sites:
+        yield f"{name} cannot be asked for at {site}; it is for {', '.join(effect.sites)}"
+    elif method.inside and site.layer is not None:
+        yield f"{name} cannot be asked for between attention and MLP"
+    tokens, neurons = getattr(effect, "tokens", None), getattr(effect, "neurons", None)
+    if tokens is not None and not _indices(tokens, left):
+        yield f"{name}.tokens must be int64 indices from 0 to {left - 1}, of the tokens that are left, none twice"
+    if neurons is not None and not _indices(neurons):
+        yield f"{name}.neurons must be int64 indices from 0 on, none twice"
+    if isinstance(effect, SizeBias) and not (effect.size.shape == (left,) and _positive(effect.size)):
+        yield f"SizeBias.size needs one size above 0 for each of the {left} tokens that are left"
+    if isinstance(effect, Redistribute):
+        yield from _faults_of_edit(effect, context, left)
+
+
+def _indices(x: Tensor, limit: int | None = None) -> bool:
+    """Whether x is a row of int64, each from 0 on and below the limit, none twice."""
+    if x.dtype != torch.int64 or x.dim() != 1:
+        return False
+    low, high = (int(x.min()), int(x.max())) if len(x) else (0, -1)
+    return len(x.unique()) == len(x) and low >= 0 and (limit is None or high < limit)
+
+
+def _positive(x: Tensor) -> bool:
+    return bool((torch.isfinite(x) & (x > 0)).all())
+
+
+def _faults_of_edit(effect: Redistribute, context: SeededContext, left: int) -> Iterator[str]:
+    """The edit is tried on one row, as in a decode step, of weights over all tokens that are left."""
+    keys = left + sum(TEXT)
+    weights = torch.rand(HEADS, 1, keys, generator=torch.Generator().manual_seed(context.seed)).softmax(-1)
+    before, made = weights.clone(), effect.edit(weights, TEXT[0] + torch.arange(left))
+    if not isinstance(made, Tensor) or made.shape != before.shape or not torch.isfinite(made).all():
+        yield f"Redistribute.edit must give finite weights of the shape that it gets, {tuple(before.shape)}"
+    if not torch.equal(weights, before):
+        yield "Redistribute.edit changed the weights that it got; work on a copy"
 
 
 def same_input_same_outcome(cls: type[Method]) -> Iterator[str]:
@@ -459,10 +535,24 @@ def _retentions(cls: type[Method]) -> list[float]:
     return sorted({min(max(r, bounds["low"]), bounds["high"]) for r in RETENTIONS})
 
 
-def _same(a: Reduction | None, b: Reduction | None) -> bool:
-    if a is None or b is None:
-        return a is b
-    return torch.equal(a.dense(), b.dense()) and torch.equal(a.anchor, b.anchor)
+def _same(a: Outcome, b: Outcome) -> bool:
+    """Whether two outcomes agree in kinds, tensors and settings; functions are not compared."""
+    if [type(part) for part in parts(a)] != [type(part) for part in parts(b)]:
+        return False
+    return all(_alike(one, other) for one, other in zip(parts(a), parts(b), strict=True))
+
+
+def _alike(one: Reduction | Effect, other: Reduction | Effect) -> bool:
+    if isinstance(one, Reduction) and isinstance(other, Reduction):
+        return torch.equal(one.dense(), other.dense()) and torch.equal(one.anchor, other.anchor)
+    for f in dataclasses.fields(one):
+        a, b = getattr(one, f.name), getattr(other, f.name)
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if not torch.equal(a, b):
+                return False
+        elif not callable(a) and a != b:
+            return False
+    return True
 
 
 def _list(names: Iterable[str]) -> str:
