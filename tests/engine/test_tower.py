@@ -308,7 +308,8 @@ def test_the_cost_of_a_merge_is_counted_by_its_entries(vlm):
     method = PerView(at=LAYERS[:1], shares=EQUAL, merges=True)
     run = engine.run(vlm, [PICTURE], tiny.QUESTION, method, max_new_tokens=1)
     group = 1 if (sources := vlm.inputs([PICTURE]).layout.sources) is None else sources.shape[1]
-    earlier = sum(layer < LAYERS[0].layer for layer in vlm.adapter.deepstack_layers(vlm.config))  # features merged with them
+    # deepstack features of earlier layers are merged with them
+    earlier = sum(layer < LAYERS[0].layer for layer in vlm.adapter.deepstack_layers(vlm.config))
     assert run.flops["compression"] == sum(
         2 * len(r.new) * 32 * group * (1 + earlier) for _, _, r in method.made if r.weight is not None
     )
