@@ -3,6 +3,8 @@
 Weights are quarters, so products are exact in float32.
 """
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,6 +173,23 @@ def test_a_coarser_grid_weighs_by_shared_area(grid, ratio, extra):
 def test_shares_of_cells_of_one_length(n, m):
     torch.testing.assert_close(overlap(n, m).sum(1), torch.ones(m))
     torch.testing.assert_close(overlap(n, n), torch.eye(n))
+
+
+@given(partitions(), st.integers(0, 2**32))
+def test_scores_travel(case, seed):
+    """They are of the old tokens: the order of the new ones is no matter to them; parts bring theirs."""
+    parts, n = case
+    scores = torch.rand(n, generator=torch.Generator().manual_seed(seed))
+    scored = [(which, None if one is None else replace(one, scores=scores[which])) for which, one in parts]
+    whole = concatenate_blocks(scored, n)
+    ranked = [which for which, one in scored if one is not None]
+    if ranked:
+        expected = torch.full((n,), torch.nan)
+        expected[torch.cat(ranked)] = scores[torch.cat(ranked)]
+        for one in (whole, in_order(whole), whole.to("cpu")):
+            assert torch.equal(one.scores.nan_to_num(-1), expected.nan_to_num(-1))
+    else:
+        assert whole.scores is None
 
 
 # -- traces ---------------------------------------------------------------------------------------------------------

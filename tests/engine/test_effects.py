@@ -20,6 +20,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from vtc_demo import engine
 from vtc_demo.core.effects import QuantiseCache, Redistribute, SizeBias, Skip, SparseMLP, ZeroCache
 from vtc_demo.core.tokens import Reduction, Site
+from vtc_demo.engine import shape_only
 from vtc_demo.engine.forward import ForwardPass
 from vtc_demo.engine.language import prefill, step
 from vtc_demo.engine.vision import encode, project
@@ -373,6 +374,17 @@ def test_flops_equal_the_counter(vlm, plan):
             lm.rotary_emb(torch.zeros(1, 1, spec.hidden), torch.zeros((1, rows), dtype=torch.long))
     assert run.flops["total"] == mode.get_total_flops() - hidden - turns.get_total_flops()
     assert run.flops["total"] == sum(v for name, v in run.flops.items() if name != "total")
+
+
+@pytest.mark.parametrize("plan", COSTS.values(), ids=COSTS)
+def test_counting_without_running_counts_the_same(vlm, plan):
+    """Up to the first token."""
+    method = Fixed(plan=plan)
+    layout = vlm.inputs([IMAGE]).layout
+    counted = shape_only.count(vlm, method, layout, vlm.prompt(tiny.QUESTION, layout))
+    run = engine.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=1)
+    assert (counted.flops, list(counted.schedule)) == (run.flops["total"], run.trace.schedule)
+    assert counted.overhead == run.flops["compression"]
 
 
 # -- what is refused, what is told ----------------------------------------------------------------------------------

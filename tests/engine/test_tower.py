@@ -18,6 +18,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from vtc_demo import engine, registry
+from vtc_demo.core.effects import Redistribute, SizeBias
 from vtc_demo.core.method import Method
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.engine.forward import ForwardPass
@@ -37,14 +38,16 @@ def vlm(request):
 
 @dataclass(frozen=True)
 class PerView(Method):
-    """Keeps or merges a seeded part of each view. shares: of the patches, view by view in turn. made: (site, view,
-    Reduction), in the order in which they were asked for."""
+    """Keeps or merges a seeded part of each view. shares: of the patches, view by view in turn. sizes: gives random
+    ones for proportional attention. made: (site, view, Reduction, sizes or None), in the order in which they were asked for.
+    """
 
     card: ClassVar = card("per view")
     at: tuple = ()
     shares: tuple = UNEQUAL
     merges: bool = False
     cls: bool = True
+    sizes: bool = False
     made: list = field(default_factory=list)
 
     def sites(self, shape):
@@ -65,8 +68,9 @@ class PerView(Method):
             reduction = Reduction.merge(kept, gone, target, n, **parts)
         else:
             reduction = Reduction.select(kept, n)
-        self.made.append((context.site, view, reduction))
-        return reduction
+        size = torch.rand(reduction.m, generator=generator) * 30 + 0.1 if self.sizes else None
+        self.made.append((context.site, view, reduction, size))
+        return reduction if size is None else (reduction, SizeBias(size))
 
 
 class Inside(PerView):
@@ -76,14 +80,15 @@ class Inside(PerView):
 
 # -- the reference ------------------------------------------------------------------------------------------------
 class Hidden:
-    """A copy of the model whose tower hides and overwrites tokens. alive [N]: of the tower's tokens. current: by view,
-    the tokens at the projector that are left."""
+    """A copy of the model whose tower hides and overwrites tokens. alive, bias [N]: of the tower's tokens. current: by
+    view, the tokens at the projector that are left."""
 
     def __init__(self, vlm, images, made, inside=False):
         self.vlm, self.inside, self.layout = vlm, inside, vlm.inputs(images).layout
         layout, n = self.layout, self.layout.extra + self.layout.units
         self.sources = torch.arange(n)[:, None] if layout.sources is None else layout.sources
         self.alive, self.offset, self.images = torch.ones(sum(layout.segments), dtype=torch.bool), 0, images
+        self.bias = torch.zeros(len(self.alive))
         self.current = {i: (layout.owner == i).nonzero().flatten() for i in range(len(layout.crops))}
         self.model, self.made = copy.deepcopy(vlm.model), made
         self.taps, self.final = [], []  # outputs that the decoder gets too, as later reductions leave them
@@ -94,22 +99,24 @@ class Hidden:
             merger.register_forward_pre_hook(lambda _, args, tap=tap: (self.tapped(tap, args[0]),))
 
     def at(self, i):
-        return [(view, r) for site, view, r in self.made if site == Site("vision_layer", i)]
+        return [(view, r, size) for site, view, r, size in self.made if site == Site("vision_layer", i)]
 
     def written(self, h, i):
         """h [..., N, C] with what is merged before layer i written over its anchors."""
         flat = h.flatten(0, -2).clone()
         old = flat.clone()
-        for view, r in self.at(i):
+        for view, r, _ in self.at(i):
             members = self.sources[self.current[view]]  # [n, g]
             flat[members[r.anchor]] = torch.einsum("mn,ngc->mgc", r.dense(), old[members])
         return flat.view_as(h)
 
     def drop(self, i):
-        for view, r in self.at(i):
+        for view, r, size in self.at(i):
             self.alive[self.sources[self.current[view]]] = False
-            self.current[view] = self.current[view][r.anchor].sort().values
+            self.current[view] = self.current[view][r.anchor]  # ascending
             self.alive[self.sources[self.current[view]]] = True
+            if size is not None:
+                self.bias[self.sources[self.current[view]]] = size.log()[:, None]
 
     def wrapped(self, i, layer, forward):
         second = next(getattr(layer, n) for n in ("layer_norm2", "norm2", "layernorm_after") if hasattr(layer, n))
@@ -144,7 +151,8 @@ class Hidden:
         return self.final[tap].view_as(x) if self.final else x
 
     def attention(self, module, q, k, v, mask=None, scaling=None, **_):
-        seen = torch.stack([self.alive[self.offset + b * q.shape[2] :][: q.shape[2]] for b in range(len(q))])
+        keys = self.bias.masked_fill(~self.alive, float("-inf"))
+        seen = torch.stack([keys[self.offset + b * q.shape[2] :][: q.shape[2]] for b in range(len(q))])
         self.offset += q.shape[0] * q.shape[2]
         out = scaled_dot_product_attention(q, k, v, attn_mask=seen[:, None, None], scale=scaling)
         out = out.nan_to_num()  # of a view or window with no token left
@@ -252,6 +260,48 @@ def test_reductions_inside_the_tower(vlm, images, shares, merges, cls):
     assert (fewer > 0) == dropped(vlm, shares)
 
 
+@pytest.mark.parametrize("images", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("merges", [False, True], ids=["select", "merge"])
+def test_proportional_attention_inside_the_tower(vlm, images, merges):
+    """View by view; tokens of the tower that are behind no token of a method have size 1."""
+    method = PerView(at=LAYERS, merges=merges, sizes=True)
+    if vlm.name == "internvl" or vlm.adapter.axes > 1:
+        with pytest.raises(ValueError, match=f"the attention of {vlm.name} towers takes no bias on its keys"):
+            ours(vlm, method, images)
+        return
+    equal(vlm, method, images)
+    told = engine.run(vlm, images, tiny.QUESTION, method, max_new_tokens=1).trace.effects
+    assert [site for site, _ in told] == list(LAYERS)
+
+
+def test_view_by_view_only_sizes_and_for_every_view():
+    """Of a method that some views answer otherwise, the whole is refused."""
+    vlm = families.vlm("llava_next")
+
+    @dataclass(frozen=True)
+    class Some(PerView):
+        what: object = None
+
+        def reduce(self, context):
+            return self.what(context)
+
+    def sizes(context):
+        return SizeBias(torch.ones(len(context.hidden)))
+
+    def run(what, site, **options):
+        return engine.run(vlm, [PICTURE], tiny.QUESTION, Some(at=(site,), what=what), max_new_tokens=1, **options)
+
+    layers = Site("vision_layer", 1), Site("llm_layer", 1)
+    for site in layers:
+        assert len(run(sizes, site, tiles="crop").trace.effects) == 1
+        with pytest.raises(ValueError, match="one SizeBias for every view, no other effect; got SizeBias for"):
+            run(lambda c: None if c.seed else sizes(c), site, tiles="crop")
+        with pytest.raises(ValueError, match=r"a SizeBias of \d+ tokens was due, got 3 sizes"):
+            run(lambda c: SizeBias(torch.ones(3)), site, tiles="crop")
+    with pytest.raises(ValueError, match="no other effect; got Redistribute"):
+        run(lambda c: Redistribute(lambda weights, visual: weights), layers[1], tiles="crop")
+
+
 @pytest.mark.parametrize("cls", [PerView, Inside])
 def test_views_of_which_nothing_is_left(vlm, cls):
     images = [PICTURE, OTHER]
@@ -268,7 +318,7 @@ def test_a_tower_that_loses_its_cls(vlm, shares):
     equal(vlm, method, [PICTURE, OTHER])
     layout = vlm.inputs([PICTURE, OTHER]).layout
     assert bool(layout.extra) == vlm.shape.has_cls
-    first = [r for site, _, r in method.made if site == LAYERS[0]]
+    first = [r for site, _, r, _ in method.made if site == LAYERS[0]]
     lost = sum(r.n - r.m for r in first)
     views = [int((layout.owner == i).sum()) for i in range(len(layout.crops))]
     assert sum(r.n for r in first) == sum(views)
@@ -311,7 +361,7 @@ def test_the_cost_of_a_merge_is_counted_by_its_entries(vlm):
     # deepstack features of earlier layers are merged with them
     earlier = sum(layer < LAYERS[0].layer for layer in vlm.adapter.deepstack_layers(vlm.config))
     assert run.flops["compression"] == sum(
-        2 * len(r.new) * 32 * group * (1 + earlier) for _, _, r in method.made if r.weight is not None
+        2 * len(r.new) * 32 * group * (1 + earlier) for _, _, r, _ in method.made if r.weight is not None
     )
 
 

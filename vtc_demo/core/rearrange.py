@@ -11,7 +11,10 @@ from .tokens import Reduction
 
 
 def concatenate_blocks(parts: list[tuple[Tensor, Reduction | None]], n: int) -> Reduction:
-    """One reduction of n tokens from those of disjoint parts: (which tokens [p], their reduction or None for all)."""
+    """One reduction of n tokens from those of disjoint parts: (which tokens [p], their reduction or None for all).
+
+    Scores are those of the parts, nan where none were given.
+    """
     new, old, weight, anchor, m = [], [], [], [], 0
     given = [(which, one or Reduction.identity(len(which), which.device)) for which, one in parts]
     selects = all(one.is_selection for _, one in given)
@@ -21,9 +24,15 @@ def concatenate_blocks(parts: list[tuple[Tensor, Reduction | None]], n: int) -> 
         weight.append(torch.ones_like(one.old, dtype=torch.float32) if one.weight is None else one.weight.float())
         anchor.append(which[one.anchor])
         m += one.m
-    soft = any(one.soft for _, one in given)
+    soft, scores = any(one.soft for _, one in given), None
+    ranked = [(which, one.scores) for which, one in given if one.scores is not None]
+    if ranked:
+        scores = torch.full((n,), torch.nan, device=ranked[0][0].device)
+        scores = scores.index_copy(
+            0, torch.cat([which for which, _ in ranked]), torch.cat([s.float() for _, s in ranked])
+        )
     return Reduction(
-        torch.cat(new), torch.cat(old), None if selects else torch.cat(weight), m, n, torch.cat(anchor), soft
+        torch.cat(new), torch.cat(old), None if selects else torch.cat(weight), m, n, torch.cat(anchor), soft, scores
     )
 
 
