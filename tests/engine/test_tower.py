@@ -38,8 +38,10 @@ def vlm(request):
 
 @dataclass(frozen=True)
 class PerView(Method):
-    """Keeps or merges a seeded part of each view. shares: of the patches, view by view in turn. sizes: gives random
-    ones for proportional attention. made: (site, view, Reduction, sizes or None), in the order in which they were asked for.
+    """Keeps or merges a seeded part of each view.
+
+    shares: of the patches, view by view in turn. sizes: gives random ones for proportional attention. made: (site,
+    view, Reduction, sizes or None), in the order in which they were asked for.
     """
 
     card: ClassVar = card("per view")
