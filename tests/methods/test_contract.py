@@ -10,8 +10,9 @@ from vtc_demo.core.card import Card
 from vtc_demo.core.effects import QuantiseCache, Redistribute, SizeBias, Skip, SparseMLP, ZeroCache
 from vtc_demo.core.method import Method
 from vtc_demo.core.tokens import Reduction, Site
-from vtc_demo.methods import contract
-from vtc_demo.methods.contract import SHAPE, SeededContext, faults, rehearse
+from vtc_demo.methods import contract, rehearsal
+from vtc_demo.methods.faults import faults
+from vtc_demo.methods.rehearsal import SHAPE, SeededContext, rehearse
 
 NONE = torch.empty(0, dtype=torch.long)
 AT = (Site("llm_layer", 2),)
@@ -152,13 +153,13 @@ def test_the_rehearsal_shows_what_the_engine_shows():
     seen = []
 
     def look(context):
-        kind, heads = context.site.kind, contract.HEADS
+        kind, heads = context.site.kind, rehearsal.HEADS
         patches = context.n - context.extra
         assert context.attention("visual").shape[:2] == (heads, patches)
         assert context.received().shape == (context.attention("all").shape[-1],)
         if context.in_llm:
-            assert context.attention().shape == (heads, 1, context.n + sum(contract.TEXT))
-            assert context.attention("after").shape[1] == contract.TEXT[1] == context.question.after
+            assert context.attention().shape == (heads, 1, context.n + sum(rehearsal.TEXT))
+            assert context.attention("after").shape[1] == rehearsal.TEXT[1] == context.question.after
             for asked in (context.keys, context.values):
                 with pytest.raises(ValueError, match="for sites up to llm_input"):
                     asked()

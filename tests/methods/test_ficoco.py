@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vtc_demo import cost, engine, methods, registry
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Site
-from vtc_demo.methods.contract import SeededContext
 from vtc_demo.methods.encoder import ficoco_v
 from vtc_demo.methods.llm import ficoco_l
 from vtc_demo.methods.maths import ficoco
+from vtc_demo.methods.rehearsal import SeededContext
 from vtc_demo.models import attention
 
 tensor = torch.tensor

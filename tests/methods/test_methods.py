@@ -23,10 +23,10 @@ from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.methods import contract
 from vtc_demo.methods.baselines import pool, uniform
 from vtc_demo.methods.baselines.random import draw
-from vtc_demo.methods.contract import SHAPE, TEXT, SeededContext, rehearse
 from vtc_demo.methods.llm import fastv, pyramiddrop
 from vtc_demo.methods.maths import received
 from vtc_demo.methods.projector import divprune, fastervlm, visionzip
+from vtc_demo.methods.rehearsal import SHAPE, TEXT, SeededContext, rehearse
 
 tensor = torch.tensor
 CARDS = {card.name: card for card in registry.list_methods()}

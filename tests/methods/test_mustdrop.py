@@ -10,7 +10,7 @@ from vtc_demo import engine, methods
 from vtc_demo.core.shape import ModelShape
 from vtc_demo.core.tokens import Site
 from vtc_demo.engine import answer, language
-from vtc_demo.methods.contract import HEADS, SIZE, TEXT, SeededContext
+from vtc_demo.methods.rehearsal import HEADS, SIZE, TEXT, SeededContext
 from vtc_demo.methods.several import mustdrop
 
 tensor = torch.tensor

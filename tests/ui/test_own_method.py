@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 
 from vtc_demo import registry
 from vtc_demo.methods import contract
+from vtc_demo.methods.rehearsal import rehearse
 
 expect.set_options(timeout=60_000)
 TEMPLATE = Path(contract.__file__).with_name("template.py")
@@ -131,7 +132,7 @@ def test_a_method_at_every_place(tmp_path, forgetful):
     )
     (tmp_path / "mine.py").write_text(text, encoding="utf-8")
     assert registry.check_folder(tmp_path) == {"mine": []}
-    done = contract.rehearse(registry.resolve("mine", retention=0.5))
+    done = rehearse(registry.resolve("mine", retention=0.5))
     assert [(r.n, r.m) for r in done] == [(49, 24), (24, 12), (12, 6), (6, 3), (3, 2)]
 
 
