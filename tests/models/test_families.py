@@ -233,7 +233,7 @@ def test_a_withdrawal(vlm, site):
     assert first.trace.steps[-1].reduction.scores.tolist() == list(range(method.plan[site].n))
     told = json.loads(json.dumps(first.to_dict()))
     assert told["sites"][-1]["tokens"] == told["visual_tokens"] == 0 and set(told["sites"][-1]["status"]) <= {0}
-    assert f"{n} dropped" in masks.counts(told["sites"][-1])
+    assert not masks.outside(told) and f"{n} dropped" in masks.counts(told["sites"][-1])
     assert masks.frames(told)[-1]["tokens"] == 0 and masks.mask(told, "data:,", title="x").startswith("<svg")
     assert masks.evidence_share(told, np.ones((4, 4), dtype=bool)) == 0
     assert first.flops["total"] < answer(vlm).flops["total"]

@@ -41,8 +41,11 @@ def frames(run: dict) -> list[dict]:
 
 
 def outside(run: dict) -> bool:
-    """Whether a connector holds the picture for the layers, and no token stands in the sequence."""
-    return bool(run["sites"]) and not any(run["schedule"])
+    """Whether a connector holds the picture for the layers, and no token stands in the sequence.
+
+    Where a method has withdrawn all tokens nothing holds it.
+    """
+    return bool(run["sites"]) and not any(run["schedule"]) and run["sites"][-1]["tokens"] > 0
 
 
 def counts(site: dict, outside: bool = False) -> str:
