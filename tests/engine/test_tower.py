@@ -29,6 +29,7 @@ PICTURE = tiny.image(2, side=56).crop((0, 0, 56, 36))  # wide: padding, unequal 
 OTHER = tiny.image(3, side=28)
 UNEQUAL, EQUAL = (0.75, 0.4, 0.6), (0.5,)  # shares that the views keep, in turn
 NEW = 4
+pytestmark = pytest.mark.slow  # a minute together, in hundreds of short tests
 
 
 @pytest.fixture(scope="module", params=families.BUILDERS)
