@@ -8,11 +8,12 @@ import copy
 import json
 from dataclasses import dataclass, field
 
+import families
 import pytest
 import tiny
 import torch
 from counting import counter
-from oracle import IMAGE, Fixed, N, inputs, keep, reference_embeds
+from oracle import IMAGE, Fixed, N, Spy, inputs, keep, reference_embeds
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
@@ -259,6 +260,26 @@ def test_skipped_tokens_can_leave_the_cache(vlm):
     assert run.kv_lengths == [last.m - short * (k == 2) + text + NEW - 1 for k in range(4)]
 
 
+def test_a_layer_that_tokens_skipped_has_no_map_of_all(vlm):
+    """Neither for the next layer nor, after the last one, for the cache."""
+    asked = []
+
+    def look(context):
+        with pytest.raises(ValueError, match="there is no previous layer with attention"):
+            context.attention("last")
+        asked.append(context.site)
+
+    few = Skip(torch.arange(3))
+    for layer, site in ((1, Site("llm_layer", 2)), (3, Site("kv_cache"))):
+
+        def at(context, site=site):
+            return look(context) if context.site == site else None
+
+        method = Spy(plan={Site("llm_layer", layer): few, site: None}, look=at)
+        engine.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=1)
+    assert asked == [Site("llm_layer", 2), Site("kv_cache")]
+
+
 # -- the cache ------------------------------------------------------------------------------------------------------
 def rounded(bits):
     def held(x):  # [heads, n, d]
@@ -385,6 +406,32 @@ def test_counting_without_running_counts_the_same(vlm, plan):
     run = engine.run(vlm, IMAGE, tiny.QUESTION, method, max_new_tokens=1)
     assert (counted.flops, list(counted.schedule)) == (run.flops["total"], run.trace.schedule)
     assert counted.overhead == run.flops["compression"]
+
+
+# -- every family ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("family", families.BUILDERS)
+def test_effects_that_change_nothing(family):
+    """A size of 1, weights left as they are, all neurons, nobody skipped: the answer is the full model's; real ones
+    change it."""
+    vlm = families.vlm(family)
+    n, inner = vlm.inputs([IMAGE]).layout.units, vlm.spec.intermediate
+
+    def run(*effects):
+        return answer(vlm, {Site("llm_layer", 1): effects, Site("llm_layer", 2): effects})
+
+    full = answer(vlm, {}).token_ids
+    nothing = {
+        "size": SizeBias(torch.ones(n)),
+        "last": Redistribute(lambda weights, visual: weights),
+        "all": Redistribute(lambda weights, visual: weights, "all"),
+        "neurons": SparseMLP(torch.arange(inner)),
+        "skip": Skip(torch.arange(0)),
+    }
+    for effect in nothing.values():
+        assert run(effect).token_ids == full
+    assert run(*nothing.values()).token_ids == full
+    changed = SizeBias(torch.full((n,), 1e4)), Redistribute(hide, "all"), SparseMLP(torch.arange(3))
+    assert all(run(effect).token_ids != full for effect in changed)
 
 
 # -- what is refused, what is told ----------------------------------------------------------------------------------

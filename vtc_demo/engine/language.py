@@ -137,7 +137,8 @@ def prefill(work: ForwardPass, prompt: Prompt, projected: Projected, question: Q
         out.bias.append(entered.bias)
         out.effects[k] = effects
     out.token = backend.next_token(seq.hidden)
-    last = backend.probe(k, entered, cache.layers[k].keys[0]) if Site("kv_cache") in hooks.sites else None
+    whole = Site("kv_cache") in hooks.sites and len(entered.visual) == len(seq.visual)
+    last = backend.probe(k, entered, cache.layers[k].keys[0]) if whole else None
     reduction, effects = asking.ask(Site("kv_cache"), seq, previous=last)
     if effects:
         left = seq.alive if reduction is None else seq.alive[reduction.anchor]
