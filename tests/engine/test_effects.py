@@ -22,6 +22,7 @@ from vtc_demo import engine
 from vtc_demo.core.effects import QuantiseCache, Redistribute, SizeBias, Skip, SparseMLP, ZeroCache
 from vtc_demo.core.tokens import Reduction, Site
 from vtc_demo.engine import shape_only
+from vtc_demo.engine.chat import Chat
 from vtc_demo.engine.forward import ForwardPass
 from vtc_demo.engine.language import prefill, step
 from vtc_demo.engine.vision import encode, project
@@ -494,6 +495,24 @@ def test_the_model_is_as_before(vlm):
         answer(vlm, plan)
     assert answer(vlm, {}).token_ids == fresh
     assert all(torch.equal(value, before[name]) for name, value in vlm.model.state_dict().items())
+
+
+@pytest.mark.parametrize("plan", COSTS.values(), ids=COSTS)
+def test_flops_of_a_further_turn_equal_the_counter(vlm, plan):
+    """Under effects that go on; the first turn's are not booked again."""
+    chat, text = Chat(vlm, IMAGE, Fixed(plan=plan)), "how many star ?"
+    first = chat.ask(tiny.QUESTION, 3)
+    fed = 1 + len(vlm.next_turn(text))
+    with counter() as mode:
+        second = chat.ask(text, 3)
+    spec, lm = vlm.spec, vlm.model.model.language_model
+    hidden = spec.layers * spec.heads * 4 * spec.head_dim * (fed * (fed - 1) // 2)
+    with FlopCounterMode(display=False) as turns, torch.inference_mode():
+        for rows in (fed, 1, 1):
+            lm.rotary_emb(torch.zeros(1, 1, spec.hidden), torch.zeros((1, rows), dtype=torch.long))
+    assert second.flops["total"] == mode.get_total_flops() - hidden - turns.get_total_flops()
+    assert second.flops["total"] == sum(v for name, v in second.flops.items() if name != "total")
+    assert first.flops["total"] > second.flops["total"]
 
 
 def test_a_further_turn_goes_on_under_the_effects(vlm):

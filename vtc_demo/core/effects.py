@@ -111,7 +111,7 @@ class ZeroCache(Effect):
 
 @dataclass(frozen=True, eq=False)
 class SparseMLP(Effect):
-    """In decode steps the MLP of this layer computes these of its inner neurons [p] alone."""
+    """After the prompt (decode steps, further turns) the MLP of this layer computes these inner neurons [p] alone."""
 
     sites = ("llm_layer",)
     neurons: Tensor

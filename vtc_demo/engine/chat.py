@@ -11,6 +11,7 @@ from vtc_demo.core.run import Run
 from vtc_demo.models import VLM
 
 from .answer import check_length, decode, first_turn
+from .effects import spared_by_sparse
 from .forward import ForwardPass
 from .language import Prefilled, step
 
@@ -44,8 +45,13 @@ class Chat:
         tokens = torch.tensor([last, *words], device=vlm.device)  # the last of an answer was never fed
         before = [layer.keys.shape[-2] for layer in prefilled.cache.layers]
         work.watch.enter("prefill")
+        overhead = work.hooks.overhead
         for _ in decode(work, prefilled, step(work, prefilled, tokens), length):
             pass
         turn = cost.turn_flops(vlm.spec, before, len(tokens), len(work.said))
+        turn["compression"] = work.hooks.overhead - overhead  # of effects, which go on
+        turn["prefill"] -= spared_by_sparse(work, prefilled, len(tokens))
+        turn["decode"] -= spared_by_sparse(work, prefilled, len(work.said) - 1)
+        turn["total"] = sum(value for stage, value in turn.items() if stage != "total")
         flops = work.with_connector(turn, len(tokens), len(work.said))
         return work.run(prefilled, work.said, work.watch.seconds, flops, shared=True)
