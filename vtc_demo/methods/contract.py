@@ -62,8 +62,7 @@ def card_is_complete(cls: type[Method]) -> Iterator[str]:
 
 
 def reductions_are_valid(cls: type[Method]) -> None:
-    """Every hook answers None, a Reduction of the tokens it was shown, Effects or both, at every retention, with and
-    without CLS."""
+    """Every hook answers None, a Reduction of its tokens, Effects or both, at every retention, with and without CLS."""
     for has_cls in (True,) if "cls" in cls.card.needs else (True, False):
         shape = dataclasses.replace(SHAPE, has_cls=has_cls)
         for retention in _retentions(cls):
